@@ -1,0 +1,5 @@
+"""Stateful, constant-memory index sampling and bucketing."""
+
+from importlib.metadata import version
+
+__version__ = version("samplers")

@@ -1,0 +1,87 @@
+"""Audio files in and out: PyAV reads and resamples, the standard library writes WAV."""
+
+from __future__ import annotations
+
+import os
+import wave
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".g722")
+"""The audio files that preparation looks for (FFmpeg reads more)."""
+
+
+class AudioError(ValueError):
+    """A file that holds no readable audio; the message names it."""
+
+
+def read_audio(path: str | Path, sample_rate: int) -> np.ndarray:
+    """Read any audio file as mono float32 samples [T] in -1 to 1, resampled to `sample_rate` (Hz).
+
+    Raises:
+        AudioError: the file is missing, empty, truncated before any sample, or not audio.
+    """
+    import av
+
+    path = Path(path)
+    if not path.is_file():
+        raise AudioError(f"{path}: no such audio file")
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path}: the file is empty (0 bytes)")
+    try:
+        with av.open(str(path), mode="r") as container:
+            if not container.streams.audio:
+                raise AudioError(f"{path}: holds no audio stream")
+            samples = _resampled(container.decode(audio=0), sample_rate)
+    except av.FFmpegError as e:
+        raise AudioError(f"{path}: not readable as audio: {e}") from e
+    if samples.size == 0:
+        raise AudioError(f"{path}: holds an audio stream of zero length")
+    return samples
+
+
+def resample(samples: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
+    """Resample mono samples [T], int16 or float32, to float32 [T * target_rate / source_rate] in -1 to 1."""
+    import av
+    import numpy as np
+
+    if samples.dtype == np.int16 and source_rate == target_rate:
+        return samples.astype(np.float32) / 32768
+    layout = "s16" if samples.dtype == np.int16 else "flt"
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[None], format=layout, layout="mono")
+    frame.sample_rate = source_rate
+    return _resampled([frame], target_rate)
+
+
+def _resampled(frames, sample_rate: int) -> np.ndarray:
+    import av
+    import numpy as np
+
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
+    parts = [out.to_ndarray()[0] for frame in frames for out in resampler.resample(frame)]
+    if not parts:
+        return np.zeros(0, np.float32)
+    parts += [out.to_ndarray()[0] for out in resampler.resample(None)]
+    return np.concatenate(parts)
+
+
+def write_wav(path: str | Path, samples: np.ndarray, sample_rate: int) -> None:
+    """Write mono float samples [T] in -1 to 1 (clipped) as a 16-bit WAV; the name appears when it is complete."""
+    import numpy as np
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = (np.clip(samples, -1, 1) * 32767).astype("<i2")
+    try:
+        with wave.open(str(temporary), "wb") as f:
+            f.setnchannels(1)
+            f.setsampwidth(2)
+            f.setframerate(sample_rate)
+            f.writeframes(data.tobytes())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

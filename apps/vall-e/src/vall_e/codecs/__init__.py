@@ -1,0 +1,1 @@
+"""Audio codecs: samples to integer codes and back."""

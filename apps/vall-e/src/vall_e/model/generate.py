@@ -1,0 +1,218 @@
+"""Decoding: level 0 autoregressively or by demasking, the levels above it in one pass each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vall_e.model.model import VallE
+from vall_e.model.sampling import Sampling, guided
+from vall_e.model.sequence import Request, Sample, lay_out
+from vall_e.model.trunk import KVCache
+
+_MODALITIES = ("ar", "ar+nar", "nar-len")
+_NULL_PHONES = np.array([1, 2])  # <s> and </s>
+
+
+@torch.inference_mode()
+def generate(
+    model: VallE,
+    samples: Sequence[Sample],
+    modality: str = "ar+nar",
+    *,
+    max_frames: int | Sequence[int] = 500,
+    frames: Sequence[int] | None = None,
+    temperature: float = 1.0,
+    nar_temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    cfg_strength: float = 1.0,
+    cfg_rescale: float = 0.75,
+    steps: int = 25,
+    seed: int = 0,
+    on_frame: Callable[[int], None] | None = None,
+) -> list[np.ndarray]:
+    """Generate codes for each sample.
+
+    Args:
+        samples: their `response`, when given, is continued (`ar`) or refined (`ar+nar`: level 0 is continued).
+        modality: `ar` gives level 0 alone, `ar+nar` all levels, `nar-len` all levels without the AR passes.
+        max_frames: autoregressive decoding stops here when the model has not; one for all, or one a sample.
+        frames: the length of each sample, which `nar-len` needs.
+        temperature, top_k, top_p, min_p, repetition_penalty: see `Sampling`, for level 0.
+        nar_temperature: for the levels above.
+        cfg_strength: classifier-free guidance; 1 for none.
+        cfg_rescale: how far guided logits are scaled back to the spread of the conditioned ones, 0 to 1.
+        steps: demasking steps of `nar-len`.
+        seed: the same seed gives the same codes.
+        on_frame: called with the number of frames after each autoregressive step.
+
+    Returns:
+        Integer codes [T, 1] for `ar`, else [T, levels], a sample each.
+    """
+    if modality not in _MODALITIES:
+        raise ValueError(f"modality: expected one of {', '.join(_MODALITIES)}, found {modality!r}")
+    if not samples:
+        return []
+    was_training = model.training
+    model.eval()
+    try:
+        generator = torch.Generator(model.device).manual_seed(seed)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        if modality == "nar-len":
+            if frames is None:
+                raise ValueError("modality nar-len needs the number of frames of each sample (`frames=`)")
+            codes = [
+                _demask(model, sample, n, steps, max(cfg_strength, 2.5), cfg_rescale, sampling, generator)
+                for sample, n in zip(samples, frames, strict=True)
+            ]
+        else:
+            limits = [max_frames] * len(samples) if isinstance(max_frames, int) else list(max_frames)
+            codes = _autoregress(
+                model, samples, limits, sampling, generator, cfg_strength, cfg_rescale, on_frame
+            )
+        if modality == "ar":
+            return codes
+        upper = Sampling(nar_temperature)
+        strength = max(cfg_strength, 2.5) if modality == "nar-len" else 1.0
+        return refine(model, samples, codes, upper, generator, strength, cfg_rescale)
+    finally:
+        model.train(was_training)
+
+
+def null_of(sample: Sample) -> Sample:
+    """The unconditioned sample of classifier-free guidance: no phonemes, no prompt, the language kept."""
+    return Sample(_NULL_PHONES, None, sample.response, sample.language)
+
+
+def _autoregress(
+    model: VallE,
+    samples: Sequence[Sample],
+    limits: list[int],
+    sampling: Sampling,
+    generator: torch.Generator,
+    strength: float,
+    rescale: float,
+    on_frame: Callable[[int], None] | None,
+) -> list[np.ndarray]:
+    """Level 0, one token a step for all samples together; a finished one leaves the batch."""
+    spec, count = model.spec, len(samples)
+    guide = strength != 1
+    requests = [Request(s, "ar", stop=False) for s in samples]
+    if guide:  # the conditioned samples, then their null twins, in one batch
+        requests += [Request(null_of(s), "ar", stop=False) for s in samples]
+    batch = lay_out(requests, spec, pad_left=True).to(model.device)
+    rows, width = batch.rows.shape
+    cache = KVCache(
+        spec.layers, rows, spec.heads, width + max(limits) + 1, spec.dim // spec.heads, model.sep
+    )
+    valid = batch.valid
+    hidden = model.hidden(batch, cache)[:, -1]
+    position = batch.positions[:, -1:] + 1
+    if not spec.unified_position_ids:
+        position = torch.tensor(
+            [[0 if r.sample.response is None else len(r.sample.response)] for r in requests], device=model.device
+        )
+    head, table = model.classifiers.proj[0], model.resps_emb.embeddings[0]
+    alive = torch.arange(count, device=model.device)
+    drawn = torch.zeros(count, 0, dtype=torch.long, device=model.device)
+    results: list[np.ndarray] = [np.zeros((0, 1), np.int64)] * count
+    budget = torch.tensor(limits, device=model.device)
+    while len(alive):
+        logits = head(hidden).float()
+        if guide:
+            logits = guided(logits[: len(alive)], logits[len(alive) :], strength, rescale)
+        token = sampling.draw(logits, generator, drawn)
+        ended = (token == spec.stop) | (drawn.shape[1] >= budget[alive])
+        for i in ended.nonzero().flatten().tolist():
+            before = samples[alive[i]].response
+            new = drawn[i].cpu().numpy()[:, None]
+            results[alive[i]] = new if before is None else np.concatenate([np.asarray(before)[:, :1], new])
+        drawn = torch.cat([drawn, token[:, None]], 1)
+        if on_frame:
+            on_frame(drawn.shape[1])
+        if ended.any():
+            keep = (~ended).nonzero().flatten()
+            both = torch.cat([keep, keep + len(alive)]) if guide else keep
+            cache.keep(both)
+            alive, drawn, token = alive[keep], drawn[keep], token[keep]
+            position = position[both]
+            valid = valid[both] if valid is not None else None
+            if not len(alive):
+                break
+        step = table(torch.cat([token, token]) if guide else token)[:, None]
+        if valid is not None:
+            valid = torch.cat([valid, valid.new_ones(len(valid), 1)], 1)
+        hidden = model.model(step, position, valid=valid, causal=True, cache=cache)[:, -1]
+        position = position + 1
+    return results
+
+
+def refine(
+    model: VallE,
+    samples: Sequence[Sample],
+    codes: Sequence[np.ndarray],
+    sampling: Sampling,
+    generator: torch.Generator,
+    strength: float = 1.0,
+    rescale: float = 0.75,
+) -> list[np.ndarray]:
+    """Levels 1 and up for codes [T, 1] of level 0, all samples in one pass a level."""
+    codes = [np.asarray(c)[:, :1] for c in codes]
+    speaking = [i for i, c in enumerate(codes) if len(c)]
+    results = [np.zeros((0, model.spec.levels), np.int64)] * len(codes)
+    current = [codes[i] for i in speaking]
+    for level in range(1, model.spec.levels if speaking else 1):
+        full = [s.with_response(c) for s, c in zip((samples[i] for i in speaking), current, strict=True)]
+        logits = _nar_logits(model, full, level, strength, rescale)
+        current = [
+            np.concatenate([c, sampling.draw(z, generator).cpu().numpy()[:, None]], 1)
+            for c, z in zip(current, logits, strict=True)
+        ]
+    for i, c in zip(speaking, current, strict=True):
+        results[i] = c
+    return results
+
+
+def _nar_logits(model: VallE, samples: list[Sample], level: int, strength: float, rescale: float) -> list[Tensor]:
+    positive = model.logits(samples, level=level)
+    if strength == 1:
+        return positive
+    null = model.logits([null_of(s) for s in samples], level=level)
+    return [guided(p, n, strength, rescale) for p, n in zip(positive, null, strict=True)]
+
+
+def _demask(
+    model: VallE,
+    sample: Sample,
+    frames: int,
+    steps: int,
+    strength: float,
+    rescale: float,
+    sampling: Sampling,
+    generator: torch.Generator,
+) -> np.ndarray:
+    """Level 0 without autoregression: all frames masked at first, the least certain ones drawn anew each step.
+
+    The schedule is MaskGIT's cosine (Chang et al., 2022, arXiv 2202.04200).
+    """
+    codes = np.zeros((frames, 1), np.int64)
+    scores = torch.ones(frames, device=model.device)
+    for step, t in enumerate(torch.linspace(0, 1, steps).tolist()):
+        count = int(np.clip(int(math.cos(t * math.pi / 2) * frames), 1, frames - step)) if step < frames else 1
+        masked = np.zeros(frames, bool)
+        masked[scores.topk(count, largest=False).indices.cpu().numpy()] = True
+        requests = [Request(s.with_response(codes), "nar-len", masked=masked) for s in (sample, null_of(sample))]
+        batch = lay_out(requests, model.spec).to(model.device)
+        ((_, logits),) = model.batch_logits(batch)
+        logits = guided(logits[:frames], logits[frames:], strength, rescale)
+        token = sampling.draw(logits, generator)
+        scores = logits.softmax(-1).amax(-1)
+        codes = np.where(masked[:, None], token.cpu().numpy()[:, None], codes)
+    return codes

@@ -1,0 +1,294 @@
+"""From utterances to one padded batch of table rows, positions and targets.
+
+A sequence is `phonemes | language | level | prompt | [tone] | response`, with a separator between segments and
+none at the end. Everything here is index arithmetic in numpy, so a loader's worker can do it; the model only
+gathers rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vall_e.model.spec import LANGUAGES, LENGTH_DIGITS, TASKS, ModelSpec
+
+Kind = Literal["ar", "nar", "nar-len", "len"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One utterance to train on, score or continue.
+
+    Attributes:
+        phones: phoneme ids [N] with `<s>` and `</s>`, or a string of IPA phonemes for the naive tokenizer.
+        prompt: codes [T, Q] of the voice to speak with; several, or task names, in a list; None for none.
+        response: codes [T, Q] of the utterance itself; None to generate.
+        language: a name in `LANGUAGES`, or its row.
+        tone: a row of the tone table, or None.
+    """
+
+    phones: np.ndarray | Sequence[int] | str
+    prompt: np.ndarray | list[np.ndarray | str] | None = None
+    response: np.ndarray | None = None
+    language: str | int = "en"
+    tone: int | None = None
+
+    def phone_ids(self) -> np.ndarray:
+        if isinstance(self.phones, str):
+            from vall_e.tokenizer import NaiveTokenizer
+
+            return np.asarray(NaiveTokenizer().encode(self.phones), np.int64)
+        return np.asarray(self.phones, np.int64)
+
+    def language_id(self) -> int:
+        if isinstance(self.language, str):
+            if self.language not in LANGUAGES:
+                raise ValueError(f"language: expected one of {', '.join(LANGUAGES)}, found {self.language!r}")
+            return LANGUAGES[self.language]
+        return int(self.language)
+
+    def prompt_parts(self) -> list[np.ndarray | str]:
+        if self.prompt is None:
+            return []
+        parts = self.prompt if isinstance(self.prompt, list) else [self.prompt]
+        return [p for p in parts if isinstance(p, str) or len(p)]
+
+    def with_response(self, response: np.ndarray | None) -> Sample:
+        return replace(self, response=response)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A pass over one sample: what is predicted.
+
+    Attributes:
+        kind: `ar` predicts level 0 from the past; `nar` predicts `level` from the levels below; `nar-len`
+            predicts the masked codes of level 0; `len` predicts the number of frames, digit by digit.
+        level: the level that `nar` predicts, 1 or more.
+        masked: [T] booleans, the positions that `nar-len` hides and predicts.
+        stop: the stop token ends an `ar` response (training); not when it is to be continued.
+    """
+
+    sample: Sample
+    kind: Kind = "ar"
+    level: int = 0
+    masked: np.ndarray | None = None
+    stop: bool = True
+
+    @property
+    def causal(self) -> bool:
+        return self.kind in ("ar", "len")
+
+
+@dataclass
+class Batch:
+    """Requests of one attention kind, laid out for the model.
+
+    Attributes:
+        rows: [B, T], rows of the model's table of embeddings (0 is padding).
+        positions: [B, T].
+        valid: [B, T] booleans, False at padding; None when nothing is padded or padding cannot be seen.
+        causal: the attention's direction.
+        prompt_codes, prompt_limit: [Np, Q] and [Np]: levels below the limit are summed.
+        response_codes, response_limit: [Nr, Q] and [Nr]; limit 0 marks AR, -1 NAR-len.
+        output: [M], flat indices into B * T of the states that predict.
+        head: [M], the classifier of each.
+        target: [M], what each should predict; -1 where nothing is known.
+        owner: [M], the request of each.
+    """
+
+    rows: Tensor
+    positions: Tensor
+    valid: Tensor | None
+    causal: bool
+    prompt_codes: Tensor
+    prompt_limit: Tensor
+    response_codes: Tensor
+    response_limit: Tensor
+    output: Tensor
+    head: Tensor
+    target: Tensor
+    owner: Tensor
+    size: int
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {
+            k: v.to(device, non_blocking=True) for k, v in self.__dict__.items() if isinstance(v, Tensor)
+        }
+        return replace(self, **moved)
+
+
+class Tables:
+    """Where each static table starts in the model's concatenated table of embeddings."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.padding, self.separator = 0, 1
+        self.phonemes = 2
+        self.languages = self.phonemes + spec.phoneme_tokens
+        self.levels = self.languages + spec.langs
+        self.tones = self.levels + spec.levels
+        self.tasks = self.tones + spec.tones
+        self.lengths = self.tasks + spec.tasks
+        self.audio = self.lengths + LENGTH_DIGITS
+
+
+def head_of(request: Request, spec: ModelSpec) -> int:
+    """The classifier's number: the level, then NAR-len, speech-to-text and length."""
+    return {"ar": 0, "nar": request.level, "nar-len": spec.levels, "len": spec.levels + 2}[request.kind]
+
+
+def length_tokens(frames: int, spec: ModelSpec) -> np.ndarray:
+    """A number of frames as tokens of the `len` task: start, digits, stop."""
+    digits = [int(d) for d in str(frames + spec.length_offset)]
+    return np.array([0, *digits, LENGTH_DIGITS - 1], np.int64)
+
+
+def lay_out(requests: Sequence[Request], spec: ModelSpec, *, pad_left: bool = False) -> Batch:
+    """Lay out requests of one attention kind as a batch.
+
+    Args:
+        requests: all causal, or all not (with `noncausal_masks` off every request is causal).
+        pad_left: align the ends, for decoding; by default the starts are aligned.
+
+    Raises:
+        ValueError: a code or phoneme outside its table, named with its sample.
+    """
+    tables = Tables(spec)
+    sequences, positions, outputs, targets, heads = [], [], [], [], []
+    prompt_codes, prompt_limits, response_codes, response_limits = [], [], [], []
+    n_prompt = n_response = 0
+    total_prompt = sum(len(p) for r in requests for p in r.sample.prompt_parts() if not isinstance(p, str))
+    for at, request in enumerate(requests):
+        sample = request.sample
+        phones = _checked(sample.phone_ids(), spec.phoneme_tokens, "phoneme", at)
+        segments = [
+            tables.phonemes + phones,
+            [tables.languages + _bounded(sample.language_id(), spec.langs, "language", at)],
+            [tables.levels + _bounded(request.level, spec.levels, "level", at)],
+        ]
+        prompt = []
+        for part in sample.prompt_parts():
+            if isinstance(part, str):
+                prompt.append([tables.tasks + TASKS[part]])
+                continue
+            codes = _codes(part, spec, at)
+            prompt.append(tables.audio + n_prompt + np.arange(len(codes)))
+            n_prompt += len(codes)
+            prompt_codes.append(codes)
+            prompt_limits.append(np.full(len(codes), max(1, request.level)))
+        if prompt:
+            segments.append(np.concatenate(prompt))
+        if sample.tone is not None:
+            segments.append([tables.tones + _bounded(sample.tone, spec.tones, "tone", at)])
+        response, target, codes, limit = _response(request, spec, tables, at)
+        if codes is not None:
+            response = tables.audio + total_prompt + n_response + np.arange(len(codes))
+            n_response += len(codes)
+            response_codes.append(codes)
+            response_limits.append(np.full(len(codes), limit))
+        segments.append(response)
+
+        pieces, places = [], []
+        for i, segment in enumerate(segments):
+            piece = segment if i == len(segments) - 1 else [*segment, tables.separator]
+            pieces.append(np.asarray(piece, np.int64))
+            places.append(np.arange(len(piece)))
+        rows = np.concatenate(pieces)
+        sequences.append(rows)
+        positions.append(np.arange(len(rows)) if spec.unified_position_ids else np.concatenate(places))
+        # An autoregressive state predicts the token behind it, the last separator the first token.
+        first = len(rows) - len(response) - (1 if request.causal else 0)
+        count = max(1, len(target)) if request.causal and not request.stop else len(target)
+        outputs.append(np.arange(first, first + count))
+        targets.append(target if len(target) == count else np.full(count, -1))
+        heads.append(np.full(count, head_of(request, spec)))
+
+    lengths = np.array([len(s) for s in sequences])
+    width = int(lengths.max())
+    starts = width - lengths if pad_left else np.zeros_like(lengths)
+    rows = np.zeros((len(sequences), width), np.int64)
+    place = np.zeros_like(rows)
+    valid = np.zeros(rows.shape, bool)
+    for i, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        rows[i, start : start + length] = sequences[i]
+        place[i, start : start + length] = positions[i]
+        valid[i, start : start + length] = True
+    causal = requests[0].causal or not spec.noncausal_masks
+    hidden = (lengths != width).any() and (pad_left or not causal)
+    empty = np.zeros((0, spec.levels), np.int64)
+
+    def joined(arrays: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(arrays) if arrays else np.zeros(0, np.int64))
+
+    return Batch(
+        rows=torch.from_numpy(rows),
+        positions=torch.from_numpy(place),
+        valid=torch.from_numpy(valid) if hidden else None,
+        causal=causal,
+        prompt_codes=joined(prompt_codes or [empty]),
+        prompt_limit=joined(prompt_limits),
+        response_codes=joined(response_codes or [empty]),
+        response_limit=joined(response_limits),
+        output=joined([i * width + starts[i] + o for i, o in enumerate(outputs)]),
+        head=joined(heads),
+        target=joined([np.asarray(t, np.int64) for t in targets]),
+        owner=joined([np.full(len(t), i) for i, t in enumerate(outputs)]),
+        size=len(requests),
+    )
+
+
+def _response(
+    request: Request, spec: ModelSpec, tables: Tables, at: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, int]:
+    """The response segment: (static rows or empty, targets, codes or None, limit of the summed levels)."""
+    sample = request.sample
+    none = np.zeros(0, np.int64)
+    if request.kind == "len":
+        tokens = none if sample.response is None else length_tokens(len(sample.response), spec)
+        return tables.lengths + tokens, tokens, None, 0
+    codes = np.zeros((0, spec.levels), np.int64)
+    if sample.response is not None:
+        codes = _codes(sample.response, spec, at)
+    if request.kind == "ar":
+        if request.stop:
+            end = np.full((1, spec.levels), 0)
+            end[0, 0] = spec.stop
+            codes = np.concatenate([codes, end])
+        return none, codes[:, 0] if request.stop else none, codes, 0
+    if request.kind == "nar":
+        if not 1 <= request.level < spec.levels:
+            raise ValueError(f"sample {at}: NAR predicts levels 1 to {spec.levels - 1}, asked for {request.level}")
+        return none, codes[:, request.level], codes, request.level
+    masked = np.ones(len(codes), bool) if request.masked is None else np.asarray(request.masked, bool)
+    target = np.where(masked, codes[:, 0], -1)
+    codes = codes.copy()
+    codes[masked, 0] = spec.stop
+    return none, target, codes, -1
+
+
+def _codes(codes: np.ndarray, spec: ModelSpec, at: int) -> np.ndarray:
+    """Codes as int64 [T, Q], checked; levels that a partial decode does not hold yet are zero."""
+    codes = np.asarray(codes, np.int64)
+    if codes.ndim != 2 or codes.shape[1] > spec.levels:
+        raise ValueError(f"sample {at}: expected codes [frames, {spec.levels}], found shape {list(codes.shape)}")
+    _checked(codes, spec.audio_tokens, "audio code", at)
+    if codes.shape[1] < spec.levels:
+        codes = np.pad(codes, ((0, 0), (0, spec.levels - codes.shape[1])))
+    return codes
+
+
+def _checked(ids: np.ndarray, count: int, what: str, at: int) -> np.ndarray:
+    if ids.size and (ids.min() < 0 or ids.max() >= count):
+        raise ValueError(f"sample {at}: {what} {ids.max() if ids.max() >= count else ids.min()} is outside 0..{count - 1}")
+    return ids
+
+
+def _bounded(value: int, count: int, what: str, at: int) -> int:
+    if not 0 <= value < count:
+        raise ValueError(f"sample {at}: {what} {value} is outside 0..{count - 1}")
+    return value

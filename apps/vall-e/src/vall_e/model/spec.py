@@ -1,0 +1,189 @@
+"""What a model is made of: sizes, counts and flags, read from a config, a file's metadata or its shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+LANGUAGES = {"en": 0, "ja": 1, "de": 2, "fr": 3, "zh": 4, "ko": 5}
+"""Rows of `langs_emb`."""
+
+TASKS = {"tts": 0, "tts-c": 1, "ns": 2, "sr": 3, "tse": 4, "soe": 5, "mask": 6, "eoe": 7, "stt": 8}
+"""Rows of `tasks_emb`; a task's name inside a prompt is one such row."""
+
+SIZES = {
+    # label: (dim, heads, layers)
+    "quarter": (256, 4, 12),
+    "half": (512, 8, 12),
+    "full": (1024, 16, 12),
+    "double": (2048, 32, 12),
+    "extended": (1024, 16, 24),
+}
+
+LENGTH_DIGITS = 11
+"""Tokens of the `len` task: start (also the digit 0), the digits 1 to 9, stop (10)."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The shape of an AR+NAR model, version 5.
+
+    Attributes:
+        dim: width of the residual stream, D.
+        heads: attention heads; each is dim / heads wide.
+        layers: transformer blocks.
+        ffn: width of the MLP as a multiple of dim.
+        audio_tokens: codes of one codebook, A; id A is the stop token, or the mask of NAR-len.
+        phoneme_tokens: rows of the phoneme table, P.
+        text_tokens: rows of the raw text table.
+        levels: codebooks, Q.
+        langs, tasks, tones: rows of their tables.
+        noncausal_masks: NAR passes see the whole sequence instead of the past only.
+        unified_position_ids: positions run on over the sequence instead of restarting in each segment.
+        audio_embedding_sums: levels below the predicted one are summed (`True`, or only in the prompt or the
+            response), or only the one just below is embedded (`False`).
+        classifiers_bias: the output heads have biases.
+        length_offset: what the `len` task adds to the number of frames (1 in weights trained before us).
+    """
+
+    dim: int = 1024
+    heads: int = 16
+    layers: int = 12
+    ffn: float = 4
+    audio_tokens: int = 1024
+    phoneme_tokens: int = 256
+    text_tokens: int = 8575
+    levels: int = 8
+    langs: int = 6
+    tasks: int = 9
+    tones: int = 1
+    dropout: float = 0.0
+    noncausal_masks: bool = True
+    unified_position_ids: bool = False
+    audio_embedding_sums: bool | Literal["prom", "resp"] = True
+    classifiers_bias: bool = True
+    length_offset: int = 0
+    level_weights: tuple[float, ...] | Literal["auto", "equal"] = "auto"
+    capabilities: tuple[str, ...] = field(default=("ar", "nar"))
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads or self.dim // self.heads % 2:
+            raise ValueError(
+                f"model size: dim {self.dim} must be a multiple of 2 x heads ({self.heads}) for rotary positions"
+            )
+
+    @property
+    def stop(self) -> int:
+        """The stop token of level 0, and the mask token of NAR-len."""
+        return self.audio_tokens
+
+    def sums(self, segment: Literal["prom", "resp"]) -> bool:
+        return self.audio_embedding_sums is True or self.audio_embedding_sums == segment
+
+    def level_probabilities(self) -> list[float]:
+        """How often each level is drawn in training: `auto` weights level i by levels - i."""
+        if self.level_weights == "auto":
+            weights = [float(self.levels - i) for i in range(self.levels)]
+        elif self.level_weights == "equal":
+            weights = [1.0] * self.levels
+        else:
+            weights = list(self.level_weights)
+            if len(weights) != self.levels or min(weights) < 0 or sum(weights) <= 0:
+                raise ValueError(
+                    f"rvq_levels_p: expected {self.levels} weights of 0 or more, one a level, found {weights}"
+                )
+        return [w / sum(weights) for w in weights]
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ModelSpec:
+        """From a model's entry in a config, or the `config` stored beside weights."""
+        experimental = config.get("experimental") or {}
+        p = experimental.get("rvq_levels_p", "auto")
+        size = config.get("size", "full")
+        return cls(
+            **_size(size),
+            langs=config.get("langs", 6),
+            tasks=config.get("tasks", 9),
+            tones=config.get("tones", 1),
+            dropout=config.get("dropout", 0.0),
+            noncausal_masks=experimental.get("noncausal_masks", True),
+            unified_position_ids=experimental.get("unified_position_ids", False),
+            audio_embedding_sums=experimental.get("audio_embedding_sums", True),
+            classifiers_bias=experimental.get("classifiers_bias", True),
+            # Weights made before the field existed were trained on the length + 1.
+            length_offset=experimental.get("length_offset", 1),
+            level_weights=p if isinstance(p, str) else tuple(p),
+            capabilities=tuple(config.get("capabilities", ("ar", "nar"))),
+        )
+
+    def to_config(self) -> dict[str, Any]:
+        """The `config` stored beside weights: `from_config` reads it back."""
+        return {
+            "name": "+".join(c for c in self.capabilities if c in ("ar", "nar")) or "ar+nar",
+            "version": 5,
+            "size": {
+                "label": "custom",
+                "dim": self.dim,
+                "heads": self.heads,
+                "layers": self.layers,
+                "ffn": self.ffn,
+                "audio_tokens": self.audio_tokens,
+                "text_tokens": self.text_tokens,
+                "phoneme_tokens": self.phoneme_tokens,
+                "resp_levels": self.levels,
+            },
+            "tasks": self.tasks,
+            "langs": self.langs,
+            "tones": self.tones,
+            "arch_type": "llama",
+            "dropout": self.dropout,
+            "capabilities": list(self.capabilities),
+            "experimental": {
+                "split_classifiers": True,
+                "audio_embedding_sums": self.audio_embedding_sums,
+                "unified_position_ids": self.unified_position_ids,
+                "noncausal_masks": self.noncausal_masks,
+                "classifiers_bias": self.classifiers_bias,
+                "length_offset": self.length_offset,
+                "rvq_levels_p": self.level_weights if isinstance(self.level_weights, str) else [*self.level_weights],
+            },
+        }
+
+    def matching(self, shapes: dict[str, tuple[int, ...]]) -> ModelSpec:
+        """This spec with every count that the shapes of a state dict show taken from them."""
+        seen: dict[str, Any] = {}
+        for key, name in {
+            "langs": "langs_emb.weight",
+            "tasks": "tasks_emb.weight",
+            "tones": "tones_emb.weight",
+            "phoneme_tokens": "text_emb.weight",
+            "text_tokens": "raw_text_emb.weight",
+            "levels": "rvq_l_emb.weight",
+            "audio_tokens": "proms_emb.embeddings.0.weight",
+        }.items():
+            if name in shapes:
+                seen[key] = shapes[name][0]
+        if "sep" in shapes:
+            seen["dim"] = shapes["sep"][0]
+        if "model.layers.0.mlp.up_proj.weight" in shapes:
+            inner, dim = shapes["model.layers.0.mlp.up_proj.weight"]
+            seen["ffn"] = inner / dim
+        seen["layers"] = len([n for n in shapes if n.endswith(".input_layernorm.weight")]) or self.layers
+        seen["classifiers_bias"] = "classifiers.proj.0.bias" in shapes
+        return replace(self, **seen)
+
+
+def _size(size: str | float | dict[str, Any]) -> dict[str, Any]:
+    """The fields of a ModelSpec from a label, a multiple of the full width, or explicit numbers."""
+    if isinstance(size, str):
+        if size not in SIZES:
+            raise ValueError(f"model size: expected one of {', '.join(SIZES)}, a number or a mapping, found {size!r}")
+        dim, heads, layers = SIZES[size]
+        return {"dim": dim, "heads": heads, "layers": layers}
+    if isinstance(size, int | float):
+        dim = int(1024 * size)
+        return {"dim": dim, "heads": max(1, int(16 * size)), "layers": 12}
+    renamed = {"resp_levels": "levels"}
+    known = {f.name for f in fields(ModelSpec)}
+    values = {renamed.get(k, k): v for k, v in size.items() if k != "label" and v is not None}
+    return {k: v for k, v in values.items() if k in known}

@@ -1,0 +1,167 @@
+"""Take an object apart into a tagged tree and the tensors to store, each stored once and named by its path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ._errors import UnsupportedObjectError
+from ._layout import nbytes_of
+from ._tree import encode
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A tensor or numpy array to store: its value, and the dtype and shape it gets in the file."""
+
+    value: torch.Tensor | np.ndarray
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes_of(self.dtype, self.shape)
+
+
+@dataclass
+class Collected:
+    """The parts of one object: the tree, and what it refers to by name."""
+
+    tree: Any = None
+    sources: dict[str, Source] = field(default_factory=dict)
+    cast: torch.dtype | None = None
+    _name_of: dict[tuple[Any, ...], str] = field(default_factory=dict)
+
+    def add(self, value: Any, path: tuple[str, ...]) -> str:
+        """Name a tensor or array; one that shares all its memory with an earlier one gets that one's name."""
+        identity = _identity(value)
+        if identity in self._name_of:
+            return self._name_of[identity]
+        wanted = ".".join(path).encode("utf-8", "replace").decode() or "tensor"
+        name, repeat = wanted, 1
+        while name in self.sources or name == "__metadata__":  # the header's own key
+            repeat += 1
+            name = f"{wanted}#{repeat}"
+        self.sources[name] = Source(value, self._stored_dtype(value, path), tuple(value.shape))
+        self._name_of[identity] = name
+        return name
+
+    def _stored_dtype(self, value: Any, path: tuple[str, ...]) -> str:
+        if isinstance(value, np.ndarray):
+            return value.dtype.name
+        if value.layout is not torch.strided or value.is_quantized or hasattr(value, "__tensor_flatten__"):
+            kind = f"a {type(value).__name__} of layout {value.layout}, dtype {value.dtype}"
+            problem = f"at {'.'.join(path)}: expected a dense tensor, found {kind}; save its parts instead"
+            raise UnsupportedObjectError(problem)
+        if value.device.type == "meta":
+            raise UnsupportedObjectError(f"at {'.'.join(path)}: a tensor on the meta device has no bytes")
+        dtype = self.cast if self.cast is not None and value.is_floating_point() else value.dtype
+        return dtype_name(dtype)
+
+
+def collect(obj: Any, cast: torch.dtype | None = None) -> Collected:
+    """Take ``obj`` apart. Nothing is copied and nothing in ``obj`` changes.
+
+    When ``module`` is the only top-level entry that holds tensors, their names leave that prefix out, so
+    that other readers find the model's own names.
+    """
+    parts = Collected(cast=cast)
+    if not (isinstance(obj, Mapping) and isinstance(obj.get("module"), Mapping)):
+        parts.tree = encode(obj, parts.add)
+        return parts
+    if not all(type(key) is str for key in obj):
+        parts.tree = encode(obj, parts.add)
+        return parts
+    rest = {key: encode(value, parts.add, (key,)) for key, value in obj.items() if key != "module"}
+    module = encode(obj["module"], parts.add, ("module",) if parts.sources else ())
+    parts.tree = {key: module if key == "module" else rest[key] for key in obj}
+    return parts
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.float32`` to ``"float32"``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A torch dtype from itself or from its name.
+
+    Raises:
+        ValueError: no dtype has this name.
+    """
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"expected a torch dtype or its name, found {dtype!r}")
+    return found
+
+
+def _identity(value: Any) -> tuple[Any, ...]:
+    """Equal for two values that are the same view of the same memory."""
+    if isinstance(value, np.ndarray):
+        address = value.__array_interface__["data"][0] if value.size else id(value)
+        return ("numpy", address, value.shape, value.strides, value.dtype.str)
+    if value.layout is not torch.strided or value.device.type == "meta" or value.numel() == 0:
+        return (id(value),)
+    return (
+        value.device,
+        value.data_ptr(),
+        value.shape,
+        value.stride(),
+        value.dtype,
+        value.is_conj(),
+        value.is_neg(),
+    )
+
+
+def contiguous_bytes(source: Source) -> memoryview:
+    """The bytes of a source in row-major order: a view where it can be, else a copy that the view owns."""
+    value = source.value
+    if source.nbytes == 0:
+        return memoryview(b"")
+    if isinstance(value, np.ndarray):
+        return memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+    value = value.detach().resolve_conj().resolve_neg()
+    value = value.to(getattr(torch, source.dtype)).cpu().contiguous()
+    return memoryview(value.reshape(-1).view(torch.uint8).numpy())
+
+
+def mirror(tree: Any) -> Mapping[str, Any]:
+    """The top-level entries of a tree without tensors, as plain JSON that any reader understands."""
+    if not isinstance(tree, dict) or (len(tree) == 1 and next(iter(tree)).startswith("$")):
+        return {}
+    plain = {key: _plain(value) for key, value in tree.items()}
+    return {key: value for key, value in plain.items() if value is not _NOT_PLAIN}
+
+
+_NOT_PLAIN = object()
+
+
+def _plain(tree: Any) -> Any:
+    """A tree with tags resolved to the nearest JSON, or `_NOT_PLAIN`."""
+    if isinstance(tree, list):
+        return _all_plain(tree)
+    if not isinstance(tree, dict):
+        return tree
+    if len(tree) == 1:
+        (tag, value), *_ = tree.items()
+        if tag in ("$tuple", "$size"):
+            return _all_plain(value)
+        if tag in ("$path", "$dtype", "$device", "$datetime", "$date", "$time"):
+            return value
+        if tag == "$dict":
+            return _plain({str(key): item for key, item in value if not isinstance(key, dict)})
+        if tag.startswith("$"):
+            return _NOT_PLAIN
+    values = _all_plain(tree.values())
+    return _NOT_PLAIN if values is _NOT_PLAIN else dict(zip(tree, values, strict=True))
+
+
+def _all_plain(items: Iterable[Any]) -> Any:
+    plain = [_plain(item) for item in items]
+    return _NOT_PLAIN if any(item is _NOT_PLAIN for item in plain) else plain

@@ -1,0 +1,134 @@
+"""Read a state file back into the object that was saved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from ._collect import as_dtype
+from ._errors import TruncatedFileError
+from ._layout import Layout, StoredTensor
+from ._open import Foreign, open_layout, rebuild
+from ._stream import ByteReader, Progress
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str | None = None,
+    lazy: bool = False,
+    verify: bool = True,
+    unsafe: bool = False,
+    progress: Progress | None = None,
+) -> Any:
+    """Load a state file: SafeTensors, a torch pickle or a shard index, told apart by content.
+
+    Args:
+        path: the file; of a sharded save, the name given to `save` or the index.
+        device: where tensors go.
+        dtype: what floating-point tensors become, by default what the file holds.
+        lazy: map the file instead of reading it. A page is read when it is first used, so the file must not
+            be truncated meanwhile (replacing it by a rename, as `save` does, is safe).
+        verify: compare each tensor with the xxh3 recorded when it was written, where one was. With ``lazy``
+            the header alone is checked, since the bytes are not read; `stateio.verify` reads them.
+        unsafe: let a pickle that others wrote run whatever it names. Only for files you trust.
+        progress: called with the bytes of each piece read; ``tqdm(...).update`` fits.
+
+    Returns:
+        the object that `save` was given. Of files that others wrote: a pickle's object as it is; a flat dict
+        of tensors for SafeTensors, or ``{"module": tensors, **metadata}`` where the metadata holds JSON.
+
+    Raises:
+        OSError: the file is missing, a directory or not readable.
+        StateFileError: or the subclass that says what is wrong with its contents.
+    """
+    opened = open_layout(path, verify=verify)
+    cast = as_dtype(dtype)
+    if isinstance(opened, Foreign):
+        from ._torchpickle import load_foreign
+
+        state = load_foreign(opened.path, unsafe=unsafe, lazy=lazy)
+        return map_tensors(state, lambda tensor: convert(tensor, device, cast))
+    read = _mapped_tensors if lazy else _read_tensors
+    tensors: dict[str, torch.Tensor] = {}
+    for part in opened.parts:
+        tensors |= read(part, device, cast, verify, progress)
+    return rebuild(opened.whole, tensors.__getitem__, lambda name: tensors[name].cpu().numpy())
+
+
+def empty_like(stored: StoredTensor) -> torch.Tensor:
+    """Uninitialised memory for a stored tensor."""
+    return torch.empty(stored.shape, dtype=getattr(torch, stored.dtype))
+
+
+def raw_memory(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, writable."""
+    if tensor.numel() == 0:
+        return memoryview(bytearray())
+    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+
+
+def convert(tensor: torch.Tensor, device: torch.device | str, cast: torch.dtype | None) -> torch.Tensor:
+    """A tensor moved to a device, and cast if it is floating-point and ``cast`` is given."""
+    return tensor.to(device=device, dtype=cast if cast is not None and tensor.is_floating_point() else None)
+
+
+def map_tensors(state: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """``state`` with each tensor changed; tensors that appear twice stay one."""
+    changed: dict[int, torch.Tensor] = {}
+
+    def visit(node: Any) -> Any:
+        if isinstance(node, torch.Tensor):
+            return changed.setdefault(id(node), change(node))
+        if isinstance(node, Mapping) and type(node).__module__ in ("builtins", "collections"):
+            return {key: visit(value) for key, value in node.items()}
+        if type(node) in (list, tuple):
+            return type(node)(visit(item) for item in node)
+        return node
+
+    return visit(state)
+
+
+def _read_tensors(
+    layout: Layout,
+    device: torch.device | str,
+    cast: torch.dtype | None,
+    verify: bool,
+    progress: Progress | None,
+) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    with ByteReader(layout.path, verify=verify, progress=progress) as reader:
+        for stored in sorted(layout.tensors.values(), key=lambda stored: stored.offset):
+            tensor = empty_like(stored)
+            reader.into(stored, raw_memory(tensor))
+            if cast is not None or str(device) != "cpu":
+                reader.finish()  # verified before the only copy of these bytes is dropped
+            found[stored.name] = convert(tensor, device, cast)
+        reader.finish()
+    return found
+
+
+def _mapped_tensors(
+    layout: Layout,
+    device: torch.device | str,
+    cast: torch.dtype | None,
+    verify: bool,
+    progress: Progress | None,
+) -> dict[str, torch.Tensor]:
+    size = os.path.getsize(layout.path)
+    storage = torch.UntypedStorage.from_file(layout.path, False, size)  # private: writes stay in memory
+    found = {}
+    for stored in layout.tensors.values():
+        if stored.offset + stored.nbytes > size:
+            problem = f"expected {stored.offset + stored.nbytes} bytes, found {size}"
+            raise TruncatedFileError(problem, path=layout.path, tensor=stored.name)
+        dtype = getattr(torch, stored.dtype)
+        raw = torch.empty(0, dtype=torch.uint8).set_(storage, stored.offset, (stored.nbytes,))
+        if stored.offset % dtype.itemsize:
+            raw = raw.clone()  # other writers need not align
+        found[stored.name] = convert(raw.view(dtype).reshape(stored.shape), device, cast)
+    return found

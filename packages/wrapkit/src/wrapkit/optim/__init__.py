@@ -1,0 +1,19 @@
+"""Optimizers: the factory, the rules that sort parameters, and those written here."""
+
+from wrapkit.optim._factory import OPTIMIZERS, optimizer
+from wrapkit.optim._guard import guard
+from wrapkit.optim._multi import MultiOptimizer
+from wrapkit.optim._muon import Muon, orthogonalise
+from wrapkit.optim._rules import DEFAULT_RULES, Rule, sort_parameters
+
+__all__ = [
+    "DEFAULT_RULES",
+    "OPTIMIZERS",
+    "MultiOptimizer",
+    "Muon",
+    "Rule",
+    "guard",
+    "optimizer",
+    "orthogonalise",
+    "sort_parameters",
+]

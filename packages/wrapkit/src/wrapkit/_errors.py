@@ -18,7 +18,7 @@ class UndoOrderError(RuntimeError):
 
 
 class NonFiniteGradient(FloatingPointError):
-    """Gradients with inf or NaN, found before the optimizer touched anything. `names` lists the parameters."""
+    """Gradients with inf or NaN, found before anything was updated. `names` lists the parameters."""
 
     def __init__(self, names: list[str]) -> None:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -29,7 +29,7 @@ class Injection:
 
 
 def inject(**replacements: type | str) -> Injection:
-    """Overwrite classes of `torch.nn` or `torch.optim` by name, for the length of a block; also an exception restores.
+    """Overwrite classes of `torch.nn` or `torch.optim` by name, for the length of a block.
 
     Code that looks the class up while the block runs (`nn.Linear(…)`) gets the replacement; code that
     imported it by name before (`from torch.nn import Linear`) does not, nor do torch's own composite

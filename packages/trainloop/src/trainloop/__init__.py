@@ -1,5 +1,90 @@
-"""Train several engines with exact resume, typed hooks and live commands."""
+"""Train several engines with exact resume, typed hooks and live commands.
 
+`import trainloop` loads nothing; each name below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainloop.cadence import Cadence as Cadence
+    from trainloop.cadence import Every as Every
+    from trainloop.checkpoint import Best as Best
+    from trainloop.checkpoint import Checkpoint as Checkpoint
+    from trainloop.checkpoint import CheckpointStore as CheckpointStore
+    from trainloop.clock import Clock as Clock
+    from trainloop.commands import Command as Command
+    from trainloop.engine import Engine as Engine
+    from trainloop.engines import Engines as Engines
+    from trainloop.hooks import Hooks as Hooks
+    from trainloop.local import LocalEngine as LocalEngine
+    from trainloop.manifest import CheckpointError as CheckpointError
+    from trainloop.metrics import JsonLines as JsonLines
+    from trainloop.metrics import read_metrics as read_metrics
+    from trainloop.nested import flatten as flatten
+    from trainloop.nested import map_tensors as map_tensors
+    from trainloop.nested import to_device as to_device
+    from trainloop.persist import CheckpointMismatch as CheckpointMismatch
+    from trainloop.persist import Resume as Resume
+    from trainloop.rng import seed_everything as seed_everything
+    from trainloop.signals import ignore_stop_signals as ignore_stop_signals
+    from trainloop.stateful import Stateful as Stateful
+    from trainloop.step import Feeder as Feeder
+    from trainloop.step import StepContext as StepContext
+    from trainloop.step import StepOutput as StepOutput
+    from trainloop.step import StepReport as StepReport
+    from trainloop.step import Window as Window
+    from trainloop.trainer import RunResult as RunResult
+    from trainloop.trainer import TooManySkips as TooManySkips
+    from trainloop.trainer import Trainer as Trainer
+    from trainloop.window import OutOfMemoryInBackward as OutOfMemoryInBackward
+
+_WHERE = {
+    "Best": "checkpoint",
+    "Cadence": "cadence",
+    "Checkpoint": "checkpoint",
+    "CheckpointError": "manifest",
+    "CheckpointMismatch": "persist",
+    "CheckpointStore": "checkpoint",
+    "Clock": "clock",
+    "Command": "commands",
+    "Engine": "engine",
+    "Engines": "engines",
+    "Every": "cadence",
+    "Feeder": "step",
+    "Hooks": "hooks",
+    "JsonLines": "metrics",
+    "LocalEngine": "local",
+    "OutOfMemoryInBackward": "window",
+    "Resume": "persist",
+    "RunResult": "trainer",
+    "Stateful": "stateful",
+    "StepContext": "step",
+    "StepOutput": "step",
+    "StepReport": "step",
+    "TooManySkips": "trainer",
+    "Trainer": "trainer",
+    "Window": "step",
+    "flatten": "nested",
+    "ignore_stop_signals": "signals",
+    "map_tensors": "nested",
+    "read_metrics": "metrics",
+    "seed_everything": "rng",
+    "to_device": "nested",
+}
 
 __version__ = version("trainloop")
+__all__ = ["__version__", *sorted(_WHERE)]
+
+
+def __getattr__(name: str) -> object:
+    if name in _WHERE:
+        return getattr(import_module(f"trainloop.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'trainloop' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,87 @@
+"""What the loop asks of an engine: a module with the means to train it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainloop.clock import Clock
+    from trainloop.hooks.registry import Hooks
+    from trainloop.step import StepOutput, StepReport, Window
+
+Role = Literal["train", "frozen", "teacher"]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A module with its optimizer, on some backend.
+
+    Attributes:
+        name: what it is called in logs, metrics and file names.
+        role: `train`; `frozen` (saved, not trained); `teacher` (neither, its gradients are off).
+        every: trained on the global steps that are a multiple of this.
+        module: what the feeder calls; a wrapper where the backend has one.
+        clock: what it did so far.
+        hooks: set by the trainer, for the events inside a step.
+        exact_resume: whether interrupted and resumed equals uninterrupted, bit for bit.
+        synchronised: whether gradients are averaged over the ranks.
+        collective_forward: whether the ranks wait for each other in the forward pass, so that one rank's
+            failure there cannot be skipped on all.
+        sharded: whether every rank writes its own part of a checkpoint (`write_shards`).
+    """
+
+    name: str
+    role: Role
+    every: int
+    module: nn.Module
+    clock: Clock
+    hooks: Hooks
+    exact_resume: bool
+    synchronised: bool
+    collective_forward: bool
+    sharded: bool
+
+    @property
+    def device(self) -> Any: ...
+
+    @property
+    def lr(self) -> float: ...
+
+    @property
+    def loss_scale(self) -> float: ...
+
+    def begin(self) -> None:
+        """Forget gradients left from before a window."""
+        ...
+
+    def forward_context(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Autocast, and gradient synchronisation off except for the last micro-batch of a window."""
+        ...
+
+    def backward(self, out: StepOutput, window: Window) -> None: ...
+
+    def optim_step(self) -> StepReport: ...
+
+    def skip(self, reason: str) -> StepReport:
+        """Drop the gradients of the window and count the step as skipped."""
+        ...
+
+    def set_lr(self, lr: float | None) -> None: ...
+
+    def set_loss_scale(self, scale: float) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def load_module_state(self, state: dict[str, Any]) -> None:
+        """Load the module alone, the optimizer untouched."""
+        ...
+
+    def write_shards(self, folder: Path) -> None: ...
+
+    def read_shards(self, folder: Path) -> None: ...

@@ -1,0 +1,199 @@
+"""The whole state of a run: gathered into one checkpoint, and put back from one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainloop.checkpoint import Checkpoint, CheckpointStore
+from trainloop.comm import Comm
+from trainloop.engine import Engine
+from trainloop.engines import Engines
+from trainloop.manifest import CheckpointError
+from trainloop.nested import map_tensors
+from trainloop.rng import rng_state, set_rng_state
+from trainloop.stateful import Stateful
+
+
+class CheckpointMismatch(CheckpointError):
+    """A complete checkpoint of something else: another model, other engines, another number of ranks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """How a run starts.
+
+    A run continues from the newest complete checkpoint of its own store whenever there is one. The other
+    fields say what to do at the very first start.
+
+    Attributes:
+        enabled: False: never load anything, not even the run's own checkpoints.
+        init_from: a checkpoint folder, or a store's folder (its newest), to start from when the run's own
+            store is empty.
+        module_only: of `init_from` take the modules' weights alone.
+        restart_step_count: of `init_from` take weights and optimizers, and count steps and time from 0.
+        strict_world: False: accept a checkpoint of another number of ranks. Weights and optimizers are
+            loaded, the random state is this process's own, and the loader starts a new epoch.
+    """
+
+    enabled: bool = True
+    init_from: Path | str | None = None
+    module_only: bool = False
+    restart_step_count: bool = False
+    strict_world: bool = True
+
+
+class RunState:
+    """What a checkpoint holds, by file.
+
+    `<engine><suffix>` module, `<engine>.optim.pth` optimizer, rates, scaler and clock, `trainer.pth` step,
+    time, cadences, schedule and hooks, `rng.pth` and `loader.pth` one entry per rank, `state.pth` the
+    user's objects.
+
+    Args:
+        engines: teachers are left out.
+        comm: the control channel.
+        parts: stateful parts of the trainer, by name.
+        loader: the position in the data, one per rank.
+        state: the user's objects.
+    """
+
+    def __init__(
+        self,
+        engines: Engines,
+        comm: Comm,
+        parts: Mapping[str, Stateful],
+        loader: Stateful,
+        state: Mapping[str, Stateful],
+    ) -> None:
+        self._engines = [e for e in engines.values() if e.role != "teacher"]
+        self._comm, self._parts, self._loader, self._state = comm, parts, loader, state
+
+    def collect(
+        self, position: tuple[dict[str, Any], dict[str, Any]] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Module states and other states, by file name. Collective; only the leader's result is whole.
+
+        `position` is a loader and a random state to save in place of the present ones.
+        """
+        loader, rng = position or (self._loader.state_dict(), rng_state())
+        modules: dict[str, Any] = {}
+        others: dict[str, Any] = {}
+        for engine in self._engines:
+            whole = dict(engine.state_dict())
+            modules[engine.name] = whole.pop("module")
+            others[f"{engine.name}.optim"] = whole
+        others["trainer"] = {name: part.state_dict() for name, part in self._parts.items()}
+        others["rng"] = self._comm.gather(rng)
+        others["loader"] = self._comm.gather(loader)
+        if self._state:
+            others["state"] = {name: obj.state_dict() for name, obj in self._state.items()}
+        return modules, others
+
+    @property
+    def sharded(self) -> list[Engine]:
+        """Engines whose every rank writes a part."""
+        return [e for e in self._engines if e.sharded]
+
+    def info(self) -> dict[str, Any]:
+        """Manifest entries that say what the checkpoint is of."""
+        return {"world_size": self._comm.world_size, "engines": [e.name for e in self._engines]}
+
+    def restore(self, store: CheckpointStore, found: Checkpoint, resume: Resume, *, own: bool) -> None:
+        """Put a checkpoint back; `own` when it is the run's, and not one to start from.
+
+        Raises:
+            CheckpointMismatch: it is of other engines, another model or another number of ranks.
+        """
+        self._check(found, resume, own)
+        module_only = resume.module_only and not own
+        for engine in self._engines:
+            module = store.read_module(found, engine.name)
+            try:
+                if module_only:
+                    engine.load_module_state(module)
+                else:
+                    engine.load_state_dict({"module": module, **store.read(found, f"{engine.name}.optim")})
+            except (RuntimeError, ValueError, KeyError) as e:
+                raise CheckpointMismatch(
+                    f"engine {engine.name!r} cannot load {found.path}: {e}\n"
+                    "The checkpoint is of another model or optimizer: train with the configuration it was "
+                    "made with, or into an empty folder (Resume(init_from=…, module_only=True) takes weights)"
+                ) from e
+            if engine.sharded and not module_only:
+                engine.read_shards(found.path)
+        if module_only or (resume.restart_step_count and not own):
+            for engine in self._engines:
+                engine.clock.load_state_dict(type(engine.clock)().state_dict())
+            return
+        trainer = store.read(found, "trainer")
+        for name, part in self._parts.items():
+            part.load_state_dict(trainer[name])
+        if self._state:
+            saved = store.read(found, "state") if (found.path / "state.pth").exists() else {}
+            for name, obj in self._state.items():
+                if name not in saved:
+                    raise CheckpointMismatch(f"{found.path} holds no state for {name!r}")
+                obj.load_state_dict(saved[name])
+        if found.manifest["world_size"] == self._comm.world_size:
+            self._loader.load_state_dict(store.read(found, "loader")[self._comm.rank])
+            set_rng_state(store.read(found, "rng")[self._comm.rank])
+
+    def _check(self, found: Checkpoint, resume: Resume, own: bool) -> None:
+        names = {e.name for e in self._engines}
+        missing = names - set(found.manifest["engines"])
+        if missing:
+            raise CheckpointMismatch(
+                f"{found.path} is of the engines {', '.join(found.manifest['engines'])}; "
+                f"this run also has {', '.join(sorted(missing))}"
+            )
+        world = found.manifest["world_size"]
+        if world != self._comm.world_size and resume.strict_world and (own or not resume.module_only):
+            raise CheckpointMismatch(
+                f"{found.path} was saved by {world} ranks, this run has {self._comm.world_size}: the data "
+                "position and random state of each rank cannot be restored. Run with as many ranks, or "
+                "accept that with Resume(strict_world=False)"
+            )
+
+
+def find_checkpoint(
+    store: CheckpointStore | None, comm: Comm, resume: Resume, say: Callable[[str], None]
+) -> tuple[CheckpointStore, Checkpoint, bool] | None:
+    """The checkpoint all ranks start from, where it lies and whether it is the run's own; or None.
+
+    The leader looks and proves it; the others take its word. Rejected folders are said and set aside.
+    """
+    if not resume.enabled:
+        return None
+    found: Checkpoint | None = None
+    with comm.together("looking for a checkpoint"):
+        if comm.is_leader and store is not None:
+            found = store.newest()
+            for path, why in store.rejected:
+                say(f"checkpoint {path} is not used: {why}")
+            store.set_aside()
+    found = comm.broadcast(found)
+    if found is not None:
+        assert store is not None
+        return store, found, True
+    if resume.init_from is None:
+        return None
+    with comm.together("looking for a checkpoint to start from"):
+        folder = Path(resume.init_from)
+        inside = folder.name.isdigit()
+        place = folder.parent if inside else folder
+        source = CheckpointStore(place)
+        if store is not None:
+            source = CheckpointStore(place, save=store.save, load=store.load, suffix=store.suffix)
+        found = source.newest() if not inside else source.open(int(folder.name))
+        if found is None:
+            raise CheckpointError(f"{folder} holds no complete checkpoint to start from")
+    assert found is not None
+    return source, found, False
+
+
+def detached_copy(tree: Any) -> Any:
+    """A copy of a state on the CPU that training no longer changes."""
+    return map_tensors(lambda t: t.detach().to("cpu", copy=True), tree)

@@ -1,0 +1,66 @@
+"""The bar with the time left, and text that does not tear it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+
+def hms(seconds: float) -> str:
+    """`3725` as `1:02:05`."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}"
+
+
+class Progress:
+    """A tqdm bar on stderr, refreshed a few times a second however fast the steps are.
+
+    Args:
+        enabled: off, every method but `say` does nothing.
+        total: optimizer steps in all, or None.
+        initial: steps done before this run.
+        budget: seconds of training in all, or None; the bar then also shows what is left of it.
+    """
+
+    def __init__(
+        self, enabled: bool, total: int | None, initial: int = 0, budget: float | None = None
+    ) -> None:
+        self._bar = (
+            tqdm(total=total, initial=initial, dynamic_ncols=True, unit="step", mininterval=0.0)
+            if enabled
+            else None
+        )
+        self._budget = budget
+        self._next = 0.0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the bar is about to be redrawn, so that the caller formats numbers only then."""
+        return self._bar is not None and time.monotonic() >= self._next
+
+    def update(self, step: int, metrics: Mapping[str, Any], elapsed: float) -> None:
+        if self._bar is None:
+            return
+        self._next = time.monotonic() + 0.25
+        shown = {k: f"{v:.4g}" for k, v in metrics.items() if isinstance(v, float)}
+        if self._budget is not None:
+            shown["left"] = hms(max(0.0, self._budget - elapsed))
+        self._bar.n = step
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.refresh()
+
+    def say(self, text: str) -> None:
+        """Print a line to stderr, above the bar."""
+        if self._bar is None:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,103 @@
+"""Small models and runs that the tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trainloop
+from torch import nn
+
+
+class Noisy(nn.Module):
+    """An MLP with dropout: its loss depends on the random state."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Dropout(0.3), nn.Linear(width, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+class Counting:
+    """A loader with its own position, whose batches are a function of it."""
+
+    def __init__(self, batches: int = 5, rows: int = 6, seed: int = 0) -> None:
+        self.batches, self.rows, self.seed = batches, rows, seed
+        self.epoch, self.position = 0, 0
+
+    def __iter__(self):
+        while self.position < self.batches:
+            g = torch.Generator().manual_seed(self.seed * 10_000 + self.epoch * 100 + self.position)
+            self.position += 1
+            x = torch.randn(self.rows, 4, generator=g)
+            yield x, x.sum(1, keepdim=True)
+        self.position = 0
+        self.epoch += 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]
+
+
+def regress(engine: trainloop.Engine, batch: Any, ctx: trainloop.StepContext) -> trainloop.StepOutput:
+    x, y = batch
+    error = (engine.module(x) - y).square().mean()
+    return trainloop.StepOutput(error, metrics={"error": error.detach()}, samples=len(x))
+
+
+@pytest.fixture
+def noisy() -> type[Noisy]:
+    return Noisy
+
+
+@pytest.fixture
+def counting() -> type[Counting]:
+    return Counting
+
+
+@pytest.fixture
+def feeder() -> Callable[..., trainloop.StepOutput]:
+    return regress
+
+
+@pytest.fixture
+def make_engine() -> Callable[..., trainloop.LocalEngine]:
+    def make(name: str = "net", seed: int = 0, **kwargs: Any) -> trainloop.LocalEngine:
+        torch.manual_seed(seed)
+        module = Noisy()
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+        kwargs.setdefault(
+            "scheduler", torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + 0.1 * step))
+        )
+        return trainloop.LocalEngine(name, module, optimizer, **kwargs)
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path, make_engine) -> Callable[..., trainloop.Trainer]:
+    """A trainer over `Counting` with checkpoints in `tmp_path`; every argument can be replaced."""
+
+    def make(**kwargs: Any) -> trainloop.Trainer:
+        engines = kwargs.pop("engines", None) or trainloop.Engines([make_engine()])
+        defaults: dict[str, Any] = {
+            "loader": Counting(),
+            "feeder": regress,
+            "until": 12,
+            "checkpoints": trainloop.CheckpointStore(tmp_path / "ckpt"),
+            "log_dir": tmp_path,
+            "commands": False,
+            "progress": False,
+            "seed": 1,
+        }
+        arguments = {**defaults, **kwargs}
+        return trainloop.Trainer(engines, arguments.pop("loader"), arguments.pop("feeder"), **arguments)
+
+    return make

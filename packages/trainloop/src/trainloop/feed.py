@@ -87,6 +87,10 @@ class Feed:
         self.epoch += 1
         self.batches = 0
 
+    def close(self) -> None:
+        """Let go of the iterator, which ends a DataLoader's workers."""
+        self._iterator = None
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "epoch": self.epoch,

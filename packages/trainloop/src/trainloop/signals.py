@@ -97,11 +97,23 @@ class StopSignals:
 def ignore_stop_signals(_worker_id: int = 0) -> None:
     """For `DataLoader(worker_init_fn=…)`: the worker outlives a Ctrl-C or SIGTERM sent to its group.
 
-    SIGINT is ignored; the first SIGTERM is too, a second one ends the worker as usual.
+    A SIGTERM from its own parent still ends it, which is how a loader removes a worker that hangs. Where
+    the sender cannot be told (macOS, Windows) the first SIGTERM is ignored and the second ends it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent_alone, name="trainloop-shield", daemon=True).start()
+        return
 
     def first(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, first)
+
+
+def _obey_parent_alone() -> None:
+    parent = os.getppid()
+    while True:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
+            os._exit(128 + signal.SIGTERM)

@@ -457,6 +457,7 @@ class Trainer:
             seed_everything(self._seed, self._comm.rank)
         self._signals = stack.enter_context(StopSignals(on_first=self._announce_stop))
         self._feed = Feed(self._loader, self.hooks, self._signals)
+        stack.callback(self._feed.close)
         self._console = Console(self._commands, self._control) if leader else Console(stdin=False)
         stack.callback(self._console.close)
         self._orders = Orders(self, self._console, self._comm)

@@ -23,7 +23,7 @@ Ends = NDArray[np.int64]
 
 
 def split_largest(ends: Ends, parts: int) -> Ends:
-    """Split neighbouring batches (as ends, a start first) into `parts` pieces: each time the largest piece."""
+    """Split neighbouring batches (as ends, a start first) into `parts` pieces, each time the largest."""
     sizes = np.diff(ends).tolist()
     pieces = [1] * len(sizes)
     heap = [(-size, i) for i, size in enumerate(sizes)]

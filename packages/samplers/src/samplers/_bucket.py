@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from samplers._costs import Cost, Overlong
+from samplers._costs import Cost, Overlong, cut
 from samplers._epochs import Tail
 from samplers._permute import permute
 from samplers._planned import BatchHook, Plan, PlannedSampler
 
 _ITEMS, _BATCHES = 0, 1  # streams of the keyed orders
-_DEFAULT_WINDOWS = 12
+_WINDOWS, _BATCHES_PER_WINDOW = 12, 16  # of a window left to itself
 
 
 class BucketSampler(PlannedSampler):
@@ -33,7 +34,7 @@ class BucketSampler(PlannedSampler):
         costs: one finite number >= 0 per item: seconds, tokens, frames.
         max_cost: budget of a batch, in the unit of `cost`: `max(costs in batch) * len(batch) <= max_cost`.
         max_size: most items in a batch. At least one of the two is needed.
-        window: items per sorted window; by default a twelfth of the items.
+        window: items per sorted window; by default a twelfth of the items, but at least 16 batches.
         bounds: upper bounds of fixed buckets, increasing (see `quantile_bounds`, `equal_cost_bounds`,
             `optimal_bounds`); items above the last share one more bucket.
         seed: keys all epochs.
@@ -52,7 +53,7 @@ class BucketSampler(PlannedSampler):
     Raises:
         ValueError: bad costs, limits or options, each with what was found and what to do.
 
-    >>> sampler = BucketSampler([1, 9, 2, 8, 1, 9], max_cost=18, seed=3)
+    >>> sampler = BucketSampler([1, 9, 2, 8, 1, 9], max_cost=18, window=6)
     >>> sorted(sorted(batch) for batch in sampler)
     [[0, 2, 4], [1, 5], [3]]
     """
@@ -98,9 +99,21 @@ class BucketSampler(PlannedSampler):
         self._bounds = None if bounds is None else np.asarray(bounds, dtype=np.float64)
         if self._bounds is not None and (self._bounds.ndim != 1 or not (np.diff(self._bounds) > 0).all()):
             raise ValueError(f"bounds must be increasing numbers, got {bounds!r}")
-        self.window = window if window is not None else -(-self._indices.size // _DEFAULT_WINDOWS)
-        shape = ("window", self.window) if self._bounds is None else ("bounds", *self._bounds.tolist())
-        self._settings += shape
+        self._window = window
+        self._settings += ("window", window) if self._bounds is None else ("bounds", *self._bounds.tolist())
+
+    @cached_property
+    def window(self) -> int:
+        """Items per sorted window: the one given, or a twelfth of the items.
+
+        Few items would then pad too much, so a window is at least 16 batches wide, but at most half of all.
+        """
+        if self._window is not None:
+            return self._window
+        count = self._indices.size
+        ordered = np.sort(self._costs[self._indices]).tolist()
+        batches = len(cut(ordered, self._cost, self.max_cost, self.max_size)) - 1
+        return max(1, min(-(-count // 2), max(-(-count // _WINDOWS), _BATCHES_PER_WINDOW * count // batches)))
 
     def _make_plan(self, epoch: int) -> Plan:
         count = self._indices.size

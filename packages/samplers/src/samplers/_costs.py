@@ -81,7 +81,7 @@ def admissible(
     over = np.flatnonzero(alone > max_cost)
     if overlong == "error" and over.size:
         raise ValueError(
-            f"{over.size} of {costs.size} items cost more than max_cost={max_cost} on their own; the first is "
+            f"{over.size} of {costs.size} items cost more than max_cost={max_cost} on their own, the first "
             f'item {over[0]} ({alone[over[0]]:g}). Raise max_cost, or choose overlong="skip" or "singleton"'
         )
     if over.size == costs.size:

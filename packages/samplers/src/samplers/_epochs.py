@@ -253,8 +253,8 @@ class EpochSampler(ABC, Generic[T]):
         layout = self._layout(epoch, 0)
         if layout.steps == 0:
             raise ValueError(
-                f"epoch {epoch} is empty for rank {self.rank} of {self.world_size}: more ranks than there is to "
-                f'sample, and tail={self.tail!r}. Use fewer ranks, smaller limits or tail="pad"'
+                f"epoch {epoch} is empty for rank {self.rank} of {self.world_size}: more ranks than there is "
+                f'to sample, and tail={self.tail!r}. Use fewer ranks, smaller limits or tail="pad"'
             )
         return layout
 

@@ -104,9 +104,9 @@ def _apply(values, n: int, seed: int, epoch: int, stream: int, *, inverse: bool)
 def _shuffled(n: int, seed: int, epoch: int, stream: int, inverse: bool) -> NDArray[np.int32]:
     """The whole order (or its inverse), by Fisher-Yates. Element i is swapped with one of 0 to i."""
     key = round_keys(seed, epoch, stream, 1)[0]
-    hashed = _splitmix(np.arange(n, dtype=np.uint64) * _GOLDEN + key)
+    drawn = hashed(np.arange(n), key)
     # 48 random bits times at most 2**16, shifted: uniform over 0 to i but for a bias below 2**-32.
-    chosen = ((hashed >> np.uint64(16)) * np.arange(1, n + 1, dtype=np.uint64)) >> np.uint64(48)
+    chosen = ((drawn >> np.uint64(16)) * np.arange(1, n + 1, dtype=np.uint64)) >> np.uint64(48)
     order = list(range(n))
     for i, j in zip(range(n - 1, 0, -1), chosen[:0:-1].tolist(), strict=True):
         order[i], order[j] = order[j], order[i]
@@ -118,7 +118,9 @@ def _shuffled(n: int, seed: int, epoch: int, stream: int, inverse: bool) -> NDAr
     return result
 
 
-def _splitmix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def hashed(counter: NDArray[np.integer], key: np.uint64 | NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """64 random bits for each number of a counter: SplitMix64 started at `key`."""
+    x = counter.astype(np.uint64) * _GOLDEN + key
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
     x = (x ^ (x >> np.uint64(27))) * _MIX_2
     return x ^ (x >> np.uint64(31))

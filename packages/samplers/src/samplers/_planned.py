@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from samplers._batches import BatchLayout
 from samplers._costs import Cost, CostFunction, Overlong, admissible, cost_function, cut, read_costs
 from samplers._epochs import EpochSampler, Tail
+from samplers._report import Report, describe
 from samplers._state import digest
 
 BatchHook = Callable[[list[int]], list[int]]
@@ -66,6 +67,15 @@ class PlannedSampler(EpochSampler[list[int]]):
             costs = digest([self._costs.astype("<f8").tobytes()])
             self._fingerprint = f"{costs}-{digest([repr(self._settings).encode()], 3)}"
         return self._fingerprint
+
+    def report(self) -> Report:
+        """Padding, use of the budget and variety of this epoch's batches, compared with the next one's."""
+        now, following = self._plan(self.epoch), self._make_plan(self.epoch + 1)
+        return describe(self._costs, self._cost, self.max_cost, now, following)
+
+    def picture(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], float | None]:
+        """What `plot_padding` draws: costs, the epoch's indices in order, ends of its batches, the budget."""
+        return (self._costs, *self._plan(self.epoch), self.max_cost)
 
     def _plan(self, epoch: int) -> Plan:
         if epoch not in self._plans:

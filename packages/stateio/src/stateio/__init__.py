@@ -9,7 +9,6 @@ Nothing heavy is imported before it is needed: a header is read without torch.
 """
 
 import importlib
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -89,11 +88,14 @@ __all__ = [
     "save",
     "verify",
 ]
-__version__ = version("stateio")
 
 
 def __getattr__(name: str) -> Any:
     """Import the module that holds ``name`` on first use (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("stateio")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'stateio' has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
@@ -102,4 +104,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

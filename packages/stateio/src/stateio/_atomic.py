@@ -37,7 +37,7 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[FileIO]:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException as error:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError) and error.errno is not None and error.filename != os.fspath(target):
             raise type(error)(error.errno, error.strerror, os.fspath(target)) from error

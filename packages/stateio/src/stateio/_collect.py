@@ -1,4 +1,4 @@
-"""Take an object apart into a tagged tree and the tensors to store, each stored once and named by its path."""
+"""Take an object apart into a tagged tree and the tensors to store, each once and named by its path."""
 
 from __future__ import annotations
 
@@ -70,16 +70,26 @@ def collect(obj: Any, cast: torch.dtype | None = None) -> Collected:
     that other readers find the model's own names.
     """
     parts = Collected(cast=cast)
-    if not (isinstance(obj, Mapping) and isinstance(obj.get("module"), Mapping)):
-        parts.tree = encode(obj, parts.add)
-        return parts
-    if not all(type(key) is str for key in obj):
-        parts.tree = encode(obj, parts.add)
-        return parts
+    try:
+        parts.tree = _encode_state(obj, parts)
+    except RecursionError:
+        raise UnsupportedObjectError("the object contains itself, or is nested too deeply") from None
+    return parts
+
+
+def _encode_state(obj: Any, parts: Collected) -> Any:
+    if not _has_module(obj):
+        return encode(obj, parts.add)
     rest = {key: encode(value, parts.add, (key,)) for key, value in obj.items() if key != "module"}
     module = encode(obj["module"], parts.add, ("module",) if parts.sources else ())
-    parts.tree = {key: module if key == "module" else rest[key] for key in obj}
-    return parts
+    return {key: module if key == "module" else rest[key] for key in obj}
+
+
+def _has_module(obj: Any) -> bool:
+    """Whether the object is laid out like a checkpoint: text keys, one of them ``module``, a dict."""
+    if not isinstance(obj, Mapping) or not isinstance(obj.get("module"), Mapping):
+        return False
+    return all(type(key) is str for key in obj)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

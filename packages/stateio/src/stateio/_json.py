@@ -31,7 +31,10 @@ def json_stringify(data: Any, *, truncate: int | None = None, pretty: bool = Fal
     Raises:
         UnsupportedObjectError: naming the path of what JSON cannot hold.
     """
-    tree = _tuples_to_lists(encode(data, _refuse_tensor))
+    try:
+        tree = _tuples_to_lists(encode(data, _refuse_tensor))
+    except RecursionError:
+        raise UnsupportedObjectError("the data contains itself, or is nested too deeply") from None
     if truncate is not None:
         tree = _shorten(tree, truncate)
     return orjson.dumps(tree, option=orjson.OPT_INDENT_2 if pretty else None).decode()
@@ -72,7 +75,7 @@ def json_read(path: str | os.PathLike[str], default: Any = _REQUIRED) -> Any:
 def json_write(
     data: Any, path: str | os.PathLike[str], *, truncate: int | None = None, pretty: bool = False
 ) -> Path:
-    """Write a JSON file in one step: readers find the old text or the new. Arguments as in `json_stringify`."""
+    """Write a JSON file in one step: readers find the old text or the new. See `json_stringify`."""
     text = json_stringify(data, truncate=truncate, pretty=pretty)
     with atomic_writer(path) as file:
         write_all(file, memoryview(text.encode()))

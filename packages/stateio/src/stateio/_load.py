@@ -53,10 +53,10 @@ def load(
 
         state = load_foreign(opened.path, unsafe=unsafe, lazy=lazy)
         return map_tensors(state, lambda tensor: convert(tensor, device, cast))
-    read = _mapped_tensors if lazy else _read_tensors
     tensors: dict[str, torch.Tensor] = {}
     for part in opened.parts:
-        tensors |= read(part, device, cast, verify, progress)
+        found = _mapped(part) if lazy else _read(part, device, cast, verify, progress)
+        tensors |= {name: convert(tensor, device, cast) for name, tensor in found.items()}
     return rebuild(opened.whole, tensors.__getitem__, lambda name: tensors[name].cpu().numpy())
 
 
@@ -93,7 +93,7 @@ def map_tensors(state: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
     return visit(state)
 
 
-def _read_tensors(
+def _read(
     layout: Layout,
     device: torch.device | str,
     cast: torch.dtype | None,
@@ -105,20 +105,14 @@ def _read_tensors(
         for stored in sorted(layout.tensors.values(), key=lambda stored: stored.offset):
             tensor = empty_like(stored)
             reader.into(stored, raw_memory(tensor))
-            if cast is not None or str(device) != "cpu":
-                reader.finish()  # verified before the only copy of these bytes is dropped
             found[stored.name] = convert(tensor, device, cast)
+            if found[stored.name] is not tensor:
+                reader.finish()  # one staging tensor at a time
         reader.finish()
     return found
 
 
-def _mapped_tensors(
-    layout: Layout,
-    device: torch.device | str,
-    cast: torch.dtype | None,
-    verify: bool,
-    progress: Progress | None,
-) -> dict[str, torch.Tensor]:
+def _mapped(layout: Layout) -> dict[str, torch.Tensor]:
     size = os.path.getsize(layout.path)
     storage = torch.UntypedStorage.from_file(layout.path, False, size)  # private: writes stay in memory
     found = {}
@@ -130,5 +124,5 @@ def _mapped_tensors(
         raw = torch.empty(0, dtype=torch.uint8).set_(storage, stored.offset, (stored.nbytes,))
         if stored.offset % dtype.itemsize:
             raw = raw.clone()  # other writers need not align
-        found[stored.name] = convert(raw.view(dtype).reshape(stored.shape), device, cast)
+        found[stored.name] = raw.view(dtype).reshape(stored.shape)
     return found

@@ -28,11 +28,12 @@ class LoadReport:
         mismatched: name to the reason, ``"shape [2, 3] in the file, [3, 2] in the target"``; not loaded.
     """
 
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    mismatched: Mapping[str, str] | None = None
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: Mapping[str, str]
 
-    def __bool__(self) -> bool:
+    @property
+    def complete(self) -> bool:
         """Whether everything matched."""
         return not (self.missing or self.unexpected or self.mismatched)
 
@@ -83,11 +84,11 @@ def load_into(
         name = opened.whole.path
         refs = {stored.name: _Ref(stored) for stored in opened.whole.tensors.values()}
         state = rebuild(opened.whole, refs.__getitem__, lambda _: None)
-    found = _flatten(_subtree(state, key, name))
+    found = _flatten(_subtree(state, key, name, wanted))
     report = _compare(found, wanted, cast)
-    if strict and not report:
+    if strict and not report.complete:
         raise TargetMismatchError(_describe(report), path=name)
-    matched = [(found[n], wanted[n]) for n in found if n in wanted and n not in (report.mismatched or {})]
+    matched = [(found[n], wanted[n]) for n in found if n in wanted and n not in report.mismatched]
     with torch.no_grad():
         if isinstance(opened, Foreign):
             for value, tensor in matched:
@@ -146,7 +147,8 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _subtree(state: Any, key: str | None, path: str) -> Any:
+def _subtree(state: Any, key: str | None, path: str, wanted: Mapping[str, Any]) -> Any:
+    """The part of the file that is meant: at ``key``, or the one that can be."""
     if key is not None:
         for step in key.split("."):
             if not isinstance(state, Mapping) or step not in state:
@@ -163,7 +165,7 @@ def _subtree(state: Any, key: str | None, path: str) -> Any:
         return state["module"]
     if len(holders) == 1:
         return state[holders[0]]
-    if len(holders) == len(state):
+    if wanted.keys() <= _flatten(state).keys():  # a model of named parts, saved part by part
         return state
     problem = f"several entries hold tensors ({', '.join(map(str, holders))}): say which with key="
     raise StateFileError(problem if holders else "the file holds no tensors", path=path)
@@ -189,7 +191,7 @@ def _compare(found: Mapping[str, Any], wanted: Mapping[str, torch.Tensor], cast:
 
 def _describe(report: LoadReport) -> str:
     lines = ["the file and the target differ, nothing was loaded (strict=False loads what matches)"]
-    mismatched = [f"{name} ({reason})" for name, reason in (report.mismatched or {}).items()]
+    mismatched = [f"{name} ({reason})" for name, reason in report.mismatched.items()]
     for title, names in (
         ("missing in the file", report.missing),
         ("unexpected in the file", report.unexpected),

@@ -64,5 +64,5 @@ def rebuild(layout: Layout, tensor: Callable[[str], Any], array: Callable[[str],
     """Decode the tree of a layout."""
     try:
         return decode(layout.tree, tensor, array)
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise CorruptFileError(f"its tree is damaged ({error!r})", path=layout.path) from error

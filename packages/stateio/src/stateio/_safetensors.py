@@ -101,12 +101,14 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 def _raw_header(file: FileIO, size: int, name: str) -> bytes:
     if size == 0:
         raise TruncatedFileError("the file is empty", path=name)
-    if size < 8:
-        raise TruncatedFileError(f"expected a header of 8 bytes or more, found {size}", path=name)
+    if size < 9:
+        raise TruncatedFileError(
+            f"expected more than the 8 bytes of a header's length, found {size}", path=name
+        )
     start = bytearray(9)
-    read_all(file, memoryview(start)[: min(9, size)], name)
+    read_all(file, memoryview(start), name)
     (length,) = struct.unpack_from("<Q", start)
-    if start[8:9] not in (b"{", b"\0"):
+    if start[8:9] != b"{":
         raise ForeignFileError("this is no SafeTensors file: its header is not JSON", path=name)
     if 8 + length > size:
         raise TruncatedFileError(
@@ -159,7 +161,8 @@ def read_layout(path: str, *, verify: bool) -> Layout:
     """The layout of a SafeTensors file, its header checked against its digest if ``verify``.
 
     In a file that others wrote, metadata strings that are JSON objects, arrays or quoted strings are parsed.
-    With any of those the tensors go under ``module``; without, the object is the flat dict of tensors.
+    With any of those the tensors go under ``module`` (and an entry of that name is left out); without, the
+    object is the flat dict of tensors.
     """
     header = read_header(path)
     own = header.metadata.get(_OWN_KEY)
@@ -196,7 +199,7 @@ def _own_layout(header: Header, own: str, *, verify: bool) -> Layout:
             tensors[stored.name] = StoredTensor(
                 stored.name, dtype, shape, stored.offset, stored.nbytes, digest
             )
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptFileError(f"its stateio metadata is damaged ({error!r})", path=header.path) from None
     metadata = {key: _parse_foreign(value) for key, value in header.metadata.items() if key != _OWN_KEY}
     return Layout(header.path, "safetensors", tensors, tree, metadata, version)

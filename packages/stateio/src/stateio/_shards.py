@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _safetensors
 from ._atomic import atomic_writer
-from ._errors import CorruptFileError, TruncatedFileError
+from ._errors import CorruptFileError, StateFileError, TruncatedFileError
 from ._layout import NO_DIGEST, Layout, StoredTensor, check_version, seal, seal_is_intact
 
 if TYPE_CHECKING:
@@ -68,20 +68,28 @@ def write(
         entries = {
             "stateio": own,
             "total_size": total,
-            **{k: v for k, v in metadata.items() if k != "stateio"},
+            **{key: value for key, value in metadata.items() if key not in ("stateio", "total_size")},
         }
         raw = json.dumps({"metadata": entries, "weight_map": weight_map}, separators=(",", ":")).encode()
         with atomic_writer(index) as file:
             file.write(seal(raw, len(_DIGEST_PREFIX)))
     except BaseException:
-        for shard in written:
-            with suppress(FileNotFoundError):
-                shard.unlink()
+        if not _refers_to(index, token):  # an interrupt may come after the index is in place
+            for shard in written:
+                with suppress(FileNotFoundError):
+                    shard.unlink()
         raise
     _remove_shards(target, keep={shard.name for shard in written})
     with suppress(FileNotFoundError):
         target.unlink()  # an earlier save in one file
     return index
+
+
+def _refers_to(index: Path, token: str) -> bool:
+    try:
+        return f"-{token}-".encode() in index.read_bytes()
+    except FileNotFoundError:
+        return False
 
 
 def _group(sources: Mapping[str, Source], shard_bytes: int) -> list[list[str]]:
@@ -128,7 +136,7 @@ def read_index(path: str, *, verify: bool) -> tuple[Layout, list[Layout]]:
         metadata = dict(index.get("metadata") or {})
         if not all(isinstance(name, str) for item in weight_map.items() for name in item):
             raise TypeError("weight_map must map names to file names")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptFileError(f"the shard index is damaged ({error!r})", path=path) from None
     tree, version = _index_tree(raw, metadata, weight_map, path, verify=verify)
     parts = [
@@ -156,9 +164,9 @@ def _index_tree(
         stateio = json.loads(own)
         version = check_version(stateio["stateio_version"], path)
         tree = stateio["tree"]
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, CorruptFileError) or type(error).__name__ == "NewerVersionError":
-            raise
+    except StateFileError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptFileError(f"its stateio metadata is damaged ({error!r})", path=path) from None
     intact = raw.startswith(_DIGEST_PREFIX) and seal_is_intact(raw, len(_DIGEST_PREFIX))
     if verify and not intact:

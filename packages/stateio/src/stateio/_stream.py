@@ -21,7 +21,7 @@ PIECE = 1 << 26  # bytes moved between two progress reports
 
 
 class ByteWriter:
-    """Append bytes and tensors to a file. Small ones are gathered, large ones are hashed as they are written."""
+    """Append bytes and tensors to a file: small ones gathered, large ones hashed as they are written."""
 
     def __init__(self, file: FileIO, progress: Progress | None = None) -> None:
         self._file = file

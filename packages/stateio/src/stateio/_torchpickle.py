@@ -74,7 +74,7 @@ class _Pickler(pickle.Pickler):
 
 
 def pickled(sources: Mapping[str, Source], tree: Any) -> bytes:
-    """``data.pkl`` of an archive: the object with what ``weights_only`` rejects replaced by the nearest plain data."""
+    """``data.pkl`` of an archive: what ``weights_only`` rejects is replaced by the nearest plain data."""
     slots = {name: _TensorSlot(str(i), source) for i, (name, source) in enumerate(sources.items())}
     buffer = io.BytesIO()
     plain = decode(tree, slots.__getitem__, slots.__getitem__, plain=True)

@@ -27,12 +27,25 @@ from ._stream import ByteWriter, Progress
 if TYPE_CHECKING:
     from ._collect import Source
 
-_ROOT = "archive"  # the folder inside the zip; torch accepts any
+_ROOT = "stateio"  # the folder inside the zip; torch accepts any
 _MANIFEST = f"{_ROOT}/stateio.json"
 _MANIFEST_PREFIX = b'{"stateio_version":1,"header":"'
 _ALIGNMENT = 64
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
+# What reading a damaged archive raises: zipfile checks less than it trusts.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
 _YEAR_1980 = 0x21  # the earliest date a zip can hold: equal inputs give equal files
 _IN_EXTRA = 0xFFFFFFFF
 
@@ -130,12 +143,14 @@ def read_layout(path: str, *, verify: bool) -> Layout | None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            manifests = [name for name in archive.namelist() if name.endswith("/stateio.json")]
-            raw = archive.read(manifests[0]) if manifests else None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, OverflowError) as error:
+            names = archive.namelist()
+            raw = archive.read(_MANIFEST) if _MANIFEST in names else None
+    except _ZIP_ERRORS as error:
         problem = f"the zip archive has no readable directory ({error}): cut short or damaged"
         raise TruncatedFileError(problem, path=path) from None
     if raw is None:
+        if any(name.startswith(f"{_ROOT}/") for name in names):
+            raise CorruptFileError(f"an archive of stateio without its {_MANIFEST}: damaged", path=path)
         return None
     try:
         own = json.loads(raw)
@@ -150,5 +165,5 @@ def read_layout(path: str, *, verify: bool) -> Layout | None:
             for name, (dtype, shape, offset, digest) in own["tensors"].items()
         }
         return Layout(path, "pickle", tensors, own["tree"], own["metadata"], version)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptFileError(f"its stateio manifest is damaged ({error!r})", path=path) from None

@@ -190,7 +190,10 @@ def _numpy_value(shape: list[int], dtype: str, data: str) -> Any:
 def _torch_name(name: str) -> Any:
     import torch
 
-    return getattr(torch, name)
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"no torch dtype is named {name!r}")
+    return dtype
 
 
 def _torch_device(name: str) -> Any:

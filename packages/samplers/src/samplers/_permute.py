@@ -12,7 +12,7 @@ Two constructions, chosen by n alone and frozen by golden vectors:
   value outside 0 to n - 1 is encrypted again until it falls inside (Black and Rogaway, CT-RSA 2002).
 
 Why 12 rounds: a Feistel network of few rounds is not uniform over permutations. Counting all 120 orders of
-n = 5, the chi-square statistic lies 20 standard deviations off at 6 rounds, 10 off at 8 and under 1 at 12.
+n = 5 over 1,200 keys, the chi-square statistic lies 23 standard deviations off at 6 rounds, 10 at 8, 2 at 12.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def plot_padding(
     )
     if max_cost is not None:
         top.axhline(max_cost, color="black", linewidth=0.8, linestyle="--", label="budget")
-    top.set(title=title, xlabel="batch, in the order of the epoch", ylabel="padded cost")
+    top.set_title(title, fontsize="small")
+    top.set(xlabel="batch, in the order of the epoch", ylabel="padded cost")
     top.legend(loc="lower right")
     by_length = shown[np.argsort(longest[shown], kind="stable")]
     bottom.bar(x, (longest - shortest)[by_length], bottom=shortest[by_length], width=1.0, color="tab:green")

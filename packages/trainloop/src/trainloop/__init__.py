@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from trainloop.nested import to_device as to_device
     from trainloop.persist import CheckpointMismatch as CheckpointMismatch
     from trainloop.persist import Resume as Resume
+    from trainloop.result import RunResult as RunResult
+    from trainloop.result import TooManySkips as TooManySkips
     from trainloop.rng import seed_everything as seed_everything
     from trainloop.signals import ignore_stop_signals as ignore_stop_signals
     from trainloop.stateful import Stateful as Stateful
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from trainloop.step import StepOutput as StepOutput
     from trainloop.step import StepReport as StepReport
     from trainloop.step import Window as Window
-    from trainloop.trainer import RunResult as RunResult
-    from trainloop.trainer import TooManySkips as TooManySkips
     from trainloop.trainer import Trainer as Trainer
     from trainloop.window import OutOfMemoryInBackward as OutOfMemoryInBackward
 
@@ -60,12 +60,12 @@ _WHERE = {
     "LocalEngine": "local",
     "OutOfMemoryInBackward": "window",
     "Resume": "persist",
-    "RunResult": "trainer",
+    "RunResult": "result",
     "Stateful": "stateful",
     "StepContext": "step",
     "StepOutput": "step",
     "StepReport": "step",
-    "TooManySkips": "trainer",
+    "TooManySkips": "result",
     "Trainer": "trainer",
     "Window": "step",
     "flatten": "nested",

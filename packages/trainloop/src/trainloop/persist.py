@@ -16,6 +16,8 @@ from trainloop.nested import map_tensors
 from trainloop.rng import rng_state, set_rng_state
 from trainloop.stateful import Stateful
 
+Position = tuple[dict[str, Any], dict[str, Any]]  # of the loader, and the random state
+
 
 class CheckpointMismatch(CheckpointError):
     """A complete checkpoint of something else: another model, other engines, another number of ranks."""
@@ -71,12 +73,10 @@ class RunState:
         self._engines = [e for e in engines.values() if e.role != "teacher"]
         self._comm, self._parts, self._loader, self._state = comm, parts, loader, state
 
-    def collect(
-        self, position: tuple[dict[str, Any], dict[str, Any]] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def collect(self, position: Position | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Module states and other states, by file name. Collective; only the leader's result is whole.
 
-        `position` is a loader and a random state to save in place of the present ones.
+        `position` is saved in place of the present one.
         """
         loader, rng = position or (self._loader.state_dict(), rng_state())
         modules: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from trainloop.checkpoint import CheckpointStore
 from trainloop.comm import Comm
 from trainloop.failpoints import failpoint
 from trainloop.manifest import CheckpointError
-from trainloop.persist import RunState, detached_copy
+from trainloop.persist import Position, RunState, detached_copy
 
 SaveOutcome = tuple[int, Path | CheckpointError]
 
@@ -36,7 +36,7 @@ class Saver:
         step: int,
         state: RunState,
         info: Mapping[str, Any],
-        position: tuple[dict[str, Any], dict[str, Any]] | None = None,
+        position: Position | None = None,
     ) -> list[SaveOutcome]:
         """Save; returns the saves completed by now, on the leader. Collective.
 

@@ -5,58 +5,34 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from trainloop.agreement import Agreement
-from trainloop.cadence import Cadence, Every, Progressed
+from trainloop.cadence import Every, Progressed
 from trainloop.checkpoint import CheckpointStore
 from trainloop.comm import Comm
 from trainloop.commands import Schedule
 from trainloop.console import Console
+from trainloop.duties import Duties, Evaluate, Export
 from trainloop.engine import Engine
 from trainloop.engines import Engines
-from trainloop.failpoints import failpoint
 from trainloop.feed import Feed
 from trainloop.hooks import events
 from trainloop.hooks.registry import Hooks
-from trainloop.manifest import CheckpointError
-from trainloop.metrics import JsonLines, Sink, plain
+from trainloop.metrics import JsonLines, Sink
 from trainloop.orders import Orders
-from trainloop.persist import Resume, RunState, find_checkpoint
+from trainloop.persist import Position, Resume, RunState, find_checkpoint
 from trainloop.progress import Progress
-from trainloop.rng import rng_state, rng_untouched, seed_everything
-from trainloop.saver import SaveOutcome, Saver
+from trainloop.result import Reason, RunResult, TooManySkips
+from trainloop.rng import rng_state, seed_everything
+from trainloop.saver import Saver
 from trainloop.signals import DataWaitInterrupted, StopSignals
 from trainloop.stateful import Stateful
 from trainloop.step import Feeder
 from trainloop.window import OutOfMemoryInBackward, WindowResult, WindowRunner
-
-Reason = Literal["finished", "quit", "signal", "time"]
-
-
-class TooManySkips(RuntimeError):
-    """An engine skipped `max_skipped` steps in a row."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """How a run ended.
-
-    Attributes:
-        step: optimizer steps done in all.
-        reason: `finished` (`until` reached), `time` (budget used up), `quit` (typed), `signal`.
-        exit_code: 0, or 128 + the signal's number.
-        resumed_from: the step of the checkpoint it continued, or None.
-    """
-
-    step: int
-    reason: Reason
-    exit_code: int
-    resumed_from: int | None
 
 
 class Trainer:
@@ -112,9 +88,9 @@ class Trainer:
         save_every: Every | int | None = None,
         eval_every: Every | int | None = None,
         export_every: Every | int | None = None,
-        evaluate: Callable[[Trainer], Mapping[str, float]] | None = None,
+        evaluate: Evaluate | None = None,
         eval_first: bool = False,
-        export: Callable[[Trainer], object] | None = None,
+        export: Export | None = None,
         state: Mapping[str, Stateful] | None = None,
         hooks: Hooks | None = None,
         commands: bool = True,
@@ -151,25 +127,21 @@ class Trainer:
         self.schedule = Schedule()
         self.step = 0
         self._loader, self._feeder = loader, feeder
-        self._evaluate, self._eval_first, self._export = evaluate, eval_first, export
+        self._eval_first = eval_first
+        self._duties = Duties(self, evaluate, eval_every, export, export_every, save_every)
         self._state = dict(state or {})
         self._commands, self._control, self._progress_on = commands, control, progress
         self._seed, self._resume = seed, resume or Resume()
         self._log_dir = None if log_dir is None else Path(log_dir)
         self._log_every, self._max_skipped = log_every, max_skipped
         self._extra_sinks = list(sinks)
-        self._save_cadence, self._eval_cadence = Cadence(save_every), Cadence(eval_every)
-        self._export_cadence = Cadence(export_every)
         self._past = 0.0  # seconds of training before `_started`
         self._started: float | None = None
         self.wanted: set[str] = set()
-        self._saved_at: int | None = None
         self._save_on_oom, self._async_save = save_on_oom, async_save
         self._failure: Exception | None = None
-        self._before_window: tuple[dict[str, Any], dict[str, Any]] | None = None
-        self._rewind: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._before_window: Position | None = None
         self._skips: dict[str, int] = {}
-        self._last_eval: dict[str, Any] = {}
 
     # What user code may ask.
 
@@ -239,7 +211,7 @@ class Trainer:
 
     def _loop(self) -> Reason:
         if self._eval_first and self.step == 0:
-            self._run_evaluation(self._agreement.settle(0))
+            self._duties.evaluate(self._agreement.settle(0))
         reason = self._boundary()  # what was due when the checkpoint was made is made up for
         while reason is None:
             try:
@@ -332,13 +304,10 @@ class Trainer:
         now = self._agreement.settle(self.step)
         self._orders.obey(now.step, self._agreement.commands)
         reason = self._reason(now)
-        if self._due_work(now, reason):
+        if self._duties.work(now, self.wanted, orderly=reason in (None, "finished")):
             now = self._agreement.settle(self.step)
             reason = self._reason(now)
-        if self.checkpoints is not None:
-            self._report_saves(self._saver.poll())
-            if reason is not None or "save" in self.wanted or self._save_cadence.due(now):
-                self._save(now, final=reason is not None)
+        self._duties.save_if_due(now, self.wanted, final=reason is not None)
         self.wanted.clear()
         if reason is not None and events.StopRequested in self.hooks.active:
             self.hooks.emit(events.StopRequested(self, self.step, reason))
@@ -355,86 +324,14 @@ class Trainer:
             return "time"
         return None
 
-    def _due_work(self, now: Progressed, reason: Reason | None) -> bool:
-        """Evaluate and export where due. A run that is being stopped does only what was typed."""
-        orderly = reason in (None, "finished")
-        worked = False
-        if "eval" in self.wanted or (orderly and self._eval_cadence.due(now)):
-            self._run_evaluation(now)
-            worked = True
-        if "export" in self.wanted or (orderly and self._export_cadence.due(now)):
-            if not self.stop_requested:
-                self._run_export(now)
-            worked = True
-        return worked
-
-    def _run_evaluation(self, now: Progressed) -> None:
-        if self._evaluate is None:
-            self.say("there is nothing to evaluate: the trainer has no evaluate=")
-            return
-        if events.BeforeEval in self.hooks.active:
-            self.hooks.emit(events.BeforeEval(self, self.step))
-        with rng_untouched(), modes_untouched(self.engines):
-            failpoint("mid_eval")
-            metrics = {k: plain(v) for k, v in self._evaluate(self).items()}
-        if self.stop_requested:
-            self.say("the evaluation was interrupted; it is run again after the resume")
-            return
-        self._eval_cadence.mark(now)
-        self._last_eval = metrics
-        self.log(metrics, "eval")
-        if events.AfterEval in self.hooks.active:
-            self.hooks.emit(events.AfterEval(self, self.step, metrics))
-
-    def _run_export(self, now: Progressed) -> None:
-        if self._export is None:
-            self.say("there is nothing to export with: the trainer has no export=")
-            return
-        if events.BeforeExport in self.hooks.active:
-            self.hooks.emit(events.BeforeExport(self, self.step))
-        with rng_untouched(), modes_untouched(self.engines):
-            self._export(self)
-        self._export_cadence.mark(now)
-        if events.AfterExport in self.hooks.active:
-            self.hooks.emit(events.AfterExport(self, self.step))
-
-    def _save(self, now: Progressed, *, final: bool) -> None:
-        """Save this step. A save that fails stops the run only when it is the last one."""
-        if self._saved_at != self.step:
-            if events.BeforeSave in self.hooks.active:
-                self.hooks.emit(events.BeforeSave(self, self.step))
-            self._save_cadence.mark(now)
-            self._past, self._started = self.elapsed, time.monotonic()
-            try:
-                saved = self._saver.save(
-                    self.step, self._run_state, {"metrics": self._last_eval}, self._rewind
-                )
-                self._saved_at = self.step
-                self._report_saves(saved)
-            except CheckpointError as e:
-                if final:
-                    raise
-                self.say(f"step {self.step} was not saved, training goes on: {e}")
-        if final:
-            self._report_saves(self._saver.finish())
-
-    def _report_saves(self, saved: Iterable[SaveOutcome]) -> None:
-        for step, outcome in saved:
-            if isinstance(outcome, Path):
-                if events.AfterSave in self.hooks.active:
-                    self.hooks.emit(events.AfterSave(self, step, outcome))
-            else:
-                self._saved_at = None
-                self.say(f"step {step} was not saved, training goes on: {outcome}")
-
     def _stop_in_data_wait(self) -> Reason:
         """Stop although the loader does not deliver: the position of this window's start is saved."""
         self.say(f"step {self.step}: the loader did not deliver while a stop was asked for")
         if self._comm.world_size > 1:
             self.say("the ranks are at different batches; the last checkpoint stands")
-        elif self.checkpoints is not None:
-            self._rewind = self._before_window
-            self._save(self._agreement.settle(self.step), final=True)
+        else:
+            now = self._agreement.settle(self.step)
+            self._duties.save(now, final=True, position=self._before_window)
         return "signal"
 
     # Setting up and taking down.
@@ -451,8 +348,8 @@ class Trainer:
                     f"engine {engine.name!r} does not average its gradients, and {self._comm.world_size} "
                     "ranks train: its copies would drift apart. Use DDPEngine, FSDPEngine or DeepSpeedEngine"
                 )
-        self._failure, self._rewind, self._before_window = None, None, None
-        self.wanted, self._saved_at = set(), None
+        self._failure, self._before_window = None, None
+        self.wanted = set()
         if self._seed is not None:
             seed_everything(self._seed, self._comm.rank)
         self._signals = stack.enter_context(StopSignals(on_first=self._announce_stop))
@@ -466,20 +363,19 @@ class Trainer:
         self._bar = Progress(False, None)
         parts: dict[str, Stateful] = {
             "run": _Counters(self),
-            "save": self._save_cadence,
-            "eval": self._eval_cadence,
-            "export": self._export_cadence,
+            "duties": self._duties,
             "schedule": self.schedule,
             "hooks": self.hooks,
         }
         self._run_state = RunState(self.engines, self._comm, parts, self._feed, self._state)
-        resumed_from = None
+        saver = None
         if self.checkpoints is not None:
             with self._comm.together("preparing the checkpoint folder"):
                 if leader:
                     self.checkpoints.prepare()
-            self._saver = Saver(self.checkpoints, self._comm, asynchronous=self._async_save)
-            stack.callback(self._saver.close)
+            saver = Saver(self.checkpoints, self._comm, asynchronous=self._async_save)
+            stack.callback(saver.close)
+        self._duties.open(saver, self._run_state)
         resumed_from = self._load()
         self._started = time.monotonic()
         self._first_step, self._first_elapsed = self.step, self._past
@@ -501,7 +397,7 @@ class Trainer:
         with self._comm.together(f"loading {checkpoint.path}"):
             self._run_state.restore(store, checkpoint, self._resume, own=own)
         self.say(f"{'resumed' if own else 'started'} from {checkpoint.path}")
-        self._saved_at = self.step if own else None
+        self._duties.saved_at = self.step if own else None
         if events.AfterLoad in self.hooks.active:
             self.hooks.emit(events.AfterLoad(self, self.step, checkpoint.path))
         return checkpoint.step if own else None
@@ -527,23 +423,12 @@ class _Counters:
 
     def state_dict(self) -> dict[str, Any]:
         t = self._trainer
-        return {"step": t.step, "elapsed": t.elapsed, "skips": dict(t._skips), "last_eval": t._last_eval}
+        return {"step": t.step, "elapsed": t.elapsed, "skips": dict(t._skips)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         t = self._trainer
         t.step, t._past = int(state["step"]), float(state["elapsed"])
-        t._skips, t._last_eval = dict(state["skips"]), dict(state["last_eval"])
-
-
-@contextmanager
-def modes_untouched(engines: Engines) -> Iterator[None]:
-    """Run a block and put every module back into the mode, training or not, it was in."""
-    modes = [(m, m.training) for e in engines.values() for m in e.module.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+        t._skips = dict(state["skips"])
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, float]:

@@ -89,7 +89,6 @@ class BatchLayout:
         rest = np.concatenate([[start], ends[ends > start]])
         self._ends = spread(rest, world_size)
         self._count = len(self._ends) - 1
-        self._wrap = ends  # padding repeats the epoch's first batches
         whole, extra = divmod(self._count, world_size)
         self.rounds = whole + (extra > 0 and tail != "drop")
         if rank is None:  # every rank's share, in turn
@@ -109,8 +108,8 @@ class BatchLayout:
         return [self._batch(step * self._stride + self._first) for step in range(lo, hi)]
 
     def _batch(self, number: int) -> list[int]:
-        ends = self._ends
-        if number >= self._count:
-            ends, number = self._wrap, (number - self._count) % (len(self._wrap) - 1)
-        batch = self._order[ends[number] : ends[number + 1]].tolist()
+        if number >= self._count:  # padding repeats the last round's own batches, which are of one item each
+            last = self._count % self._world
+            number = self._count - last + (number - self._count) % last
+        batch = self._order[self._ends[number] : self._ends[number + 1]].tolist()
         return batch if self._on_batch is None else self._on_batch(batch)

@@ -45,8 +45,8 @@ class BucketSampler(PlannedSampler):
         drop_last: leave out the last batch cut where the items end before a limit is reached.
         overlong: an item over max_cost by itself is an "error", left out ("skip") or a batch of one
             ("singleton").
-        tail: where even batches of one do not fill the last round of ranks: "pad" repeats the epoch's first
-            batches, "drop" leaves that round out, "uneven" lets some ranks yield one batch less.
+        tail: where even batches of one do not fill the last round of ranks: "pad" repeats some of
+            them, "drop" leaves that round out, "uneven" lets some ranks yield one batch less.
         bucket_scale: costs count as the next multiple of this, as when lengths are padded to multiples of 8.
         on_batch: called with each list before it is yielded; its return value is yielded.
 

@@ -13,11 +13,23 @@ CostFunction = Callable[[float, float, int], float]
 Cost = CostName | CostFunction
 Overlong = Literal["error", "skip", "singleton"]
 
-COSTS: dict[str, CostFunction] = {
-    "padded": lambda longest, total, size: longest * size,
-    "linear": lambda longest, total, size: total,
-    "quadratic": lambda longest, total, size: longest * longest * size,
-}
+
+def padded(longest: float, total: float, size: int) -> float:
+    """Every item padded to the longest: memory of activations, work of most layers."""
+    return longest * size
+
+
+def linear(longest: float, total: float, size: int) -> float:
+    """The sum, for batches that are packed instead of padded."""
+    return total
+
+
+def quadratic(longest: float, total: float, size: int) -> float:
+    """Every item padded, and paid for squared: attention."""
+    return longest * longest * size
+
+
+COSTS: dict[str, CostFunction] = {"padded": padded, "linear": linear, "quadratic": quadratic}
 
 
 def cost_function(cost: Cost) -> CostFunction:

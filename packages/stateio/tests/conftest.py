@@ -31,6 +31,8 @@ def _same(a, b) -> bool:
         return _same(*keys) and all(_same(x, y) for x, y in zip(a.values(), b.values(), strict=True))
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, complex):
+        return _same(a.real, b.real) and _same(a.imag, b.imag)
     if isinstance(a, float):
         return np.float64(a).tobytes() == np.float64(b).tobytes() or (a != a and b != b)
     return a == b

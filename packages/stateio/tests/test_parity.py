@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stateio
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-
-import stateio
 
 DTYPES = [
     torch.float32,
@@ -186,7 +185,9 @@ def test_version_string_stays_a_string_and_two_tensor_dicts_stay_two(tmp_path, s
     assert same(stateio.load(stateio.save(obj, tmp_path / f"x{suffix}")), obj)
 
 
-@pytest.mark.parametrize("value", [object(), lambda: 0, torch.ones(2).to_sparse(), torch.ones(1, device="meta")])
+@pytest.mark.parametrize(
+    "value", [object(), lambda: 0, torch.ones(2).to_sparse(), torch.ones(1, device="meta")]
+)
 def test_what_no_file_can_hold_is_named_and_nothing_is_written(tmp_path, suffix, value):
     with pytest.raises(stateio.UnsupportedObjectError, match=r"at a\.b: "):
         stateio.save({"a": {"b": value}}, tmp_path / f"x{suffix}")
@@ -202,5 +203,10 @@ def test_an_object_that_contains_itself_is_refused(tmp_path, suffix):
 
 def test_date_times_with_zones(tmp_path, suffix, same):
     zone = datetime.timezone(datetime.timedelta(hours=2))
-    obj = [datetime.datetime(2020, 1, 2, 3, 4, 5, 6, tzinfo=zone), datetime.time(1, 2), {1, 2}, frozenset("ab")]
+    obj = [
+        datetime.datetime(2020, 1, 2, 3, 4, 5, 6, tzinfo=zone),
+        datetime.time(1, 2),
+        {1, 2},
+        frozenset("ab"),
+    ]
     assert same(stateio.load(stateio.save(obj, tmp_path / f"x{suffix}")), obj)

@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -29,7 +29,7 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[FileIO]:
             names it.
     """
     target = Path(os.path.realpath(path))
-    remove_stale_temporaries(target)
+    remove_stale_temporaries(target.parent, lambda name: name == target.name)
     temporary = temporary_path(target)
     try:
         with create_exclusive(temporary) as file:
@@ -57,17 +57,23 @@ def temporary_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.{owner}.tmp")
 
 
-def remove_stale_temporaries(target: Path) -> None:
-    """Remove what writers of ``target`` left behind when they died. Those of other hosts are left alone."""
+def remove_stale_temporaries(folder: Path, is_target: Callable[[str], object]) -> None:
+    """Remove what writers left behind when they died.
+
+    Args:
+        folder: where to look.
+        is_target: whether the file that a temporary one was to become is meant. Temporary files of other
+            hosts are left alone.
+    """
     try:
-        names = os.listdir(target.parent)
+        names = os.listdir(folder)
     except OSError:
         return  # creating the temporary file reports the folder's problem
     for name in names:
         match = _TEMP_NAME.fullmatch(name)
-        if match and match["target"] == target.name and _writer_is_dead(match["host"], int(match["pid"])):
+        if match and is_target(match["target"]) and _writer_is_dead(match["host"], int(match["pid"])):
             with suppress(OSError):  # another process may be cleaning up as well
-                (target.parent / name).unlink()
+                (folder / name).unlink()
 
 
 def _writer_is_dead(host: str, pid: int) -> bool:

@@ -145,7 +145,7 @@ def mirror(tree: Any) -> Mapping[str, Any]:
     """The top-level entries of a tree without tensors, as plain JSON that any reader understands."""
     if not isinstance(tree, dict) or (len(tree) == 1 and next(iter(tree)).startswith("$")):
         return {}
-    plain = {key: _plain(value) for key, value in tree.items()}
+    plain = {key: _plain(value) for key, value in tree.items() if key != "stateio"}  # our own entry
     return {key: value for key, value in plain.items() if value is not _NOT_PLAIN}
 
 

@@ -53,11 +53,16 @@ def load(
 
         state = load_foreign(opened.path, unsafe=unsafe, lazy=lazy)
         return map_tensors(state, lambda tensor: convert(tensor, device, cast))
+    arrays: set[str] = set()  # stored like tensors, neither moved nor cast
+    rebuild(opened.whole, lambda name: None, arrays.add)
+
+    def place(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if name in arrays else convert(tensor, device, cast)
+
     tensors: dict[str, torch.Tensor] = {}
     for part in opened.parts:
-        found = _mapped(part) if lazy else _read(part, device, cast, verify, progress)
-        tensors |= {name: convert(tensor, device, cast) for name, tensor in found.items()}
-    return rebuild(opened.whole, tensors.__getitem__, lambda name: tensors[name].cpu().numpy())
+        tensors |= _mapped(part, place) if lazy else _read(part, place, verify, progress)
+    return rebuild(opened.whole, tensors.__getitem__, lambda name: tensors[name].numpy())
 
 
 def empty_like(stored: StoredTensor) -> torch.Tensor:
@@ -95,26 +100,27 @@ def map_tensors(state: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
 
 def _read(
     layout: Layout,
-    device: torch.device | str,
-    cast: torch.dtype | None,
+    place: Callable[[str, torch.Tensor], torch.Tensor],
     verify: bool,
     progress: Progress | None,
 ) -> dict[str, torch.Tensor]:
+    """Read the tensors of one file in the order of their bytes."""
     found: dict[str, torch.Tensor] = {}
     with ByteReader(layout.path, verify=verify, progress=progress) as reader:
         for stored in sorted(layout.tensors.values(), key=lambda stored: stored.offset):
             tensor = empty_like(stored)
             reader.into(stored, raw_memory(tensor))
-            found[stored.name] = convert(tensor, device, cast)
+            found[stored.name] = place(stored.name, tensor)
             if found[stored.name] is not tensor:
                 reader.finish()  # one staging tensor at a time
         reader.finish()
     return found
 
 
-def _mapped(layout: Layout) -> dict[str, torch.Tensor]:
+def _mapped(layout: Layout, place: Callable[[str, torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors over a private mapping of one file: what is written to them stays in memory."""
     size = os.path.getsize(layout.path)
-    storage = torch.UntypedStorage.from_file(layout.path, False, size)  # private: writes stay in memory
+    storage = torch.UntypedStorage.from_file(layout.path, False, size)
     found = {}
     for stored in layout.tensors.values():
         if stored.offset + stored.nbytes > size:
@@ -124,5 +130,5 @@ def _mapped(layout: Layout) -> dict[str, torch.Tensor]:
         raw = torch.empty(0, dtype=torch.uint8).set_(storage, stored.offset, (stored.nbytes,))
         if stored.offset % dtype.itemsize:
             raw = raw.clone()  # other writers need not align
-        found[stored.name] = raw.view(dtype).reshape(stored.shape)
+        found[stored.name] = place(stored.name, raw.view(dtype).reshape(stored.shape))
     return found

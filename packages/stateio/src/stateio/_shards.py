@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _safetensors
-from ._atomic import atomic_writer
+from ._atomic import atomic_writer, remove_stale_temporaries
 from ._errors import CorruptFileError, StateFileError, TruncatedFileError
 from ._layout import NO_DIGEST, Layout, StoredTensor, check_version, seal, seal_is_intact
 
@@ -68,7 +68,7 @@ def write(
         entries = {
             "stateio": own,
             "total_size": total,
-            **{key: value for key, value in metadata.items() if key not in ("stateio", "total_size")},
+            **{key: value for key, value in metadata.items() if key != "total_size"},
         }
         raw = json.dumps({"metadata": entries, "weight_map": weight_map}, separators=(",", ":")).encode()
         with atomic_writer(index) as file:
@@ -115,9 +115,11 @@ def remove_shards_of(target: Path) -> None:
 
 
 def _remove_shards(target: Path, keep: set[str]) -> None:
-    name = re.compile(rf"{re.escape(target.stem)}-[0-9a-f]{{8}}-\d{{5}}-of-\d{{5}}{re.escape(target.suffix)}")
+    stem, suffix = re.escape(target.stem), re.escape(target.suffix)
+    is_shard = re.compile(rf"{stem}-[0-9a-f]{{8}}-\d{{5}}-of-\d{{5}}{suffix}").fullmatch
+    remove_stale_temporaries(target.parent, is_shard)
     for entry in os.listdir(target.parent):
-        if name.fullmatch(entry) and entry not in keep:
+        if is_shard(entry) and entry not in keep:
             with suppress(FileNotFoundError):
                 (target.parent / entry).unlink()
 
@@ -155,10 +157,8 @@ def _index_tree(
 ) -> tuple[Any, int | None]:
     own = metadata.pop("stateio", None)
     if own is None:
-        if any(isinstance(v, str) and v.startswith(_safetensors.OWN_PREFIX) for v in metadata.values()):
-            raise CorruptFileError(
-                "its stateio metadata is not under 'stateio': the index changed", path=path
-            )
+        if _safetensors.OWN_MARK in raw:
+            raise CorruptFileError("its metadata lacks 'stateio': the index changed", path=path)
         return {name: {"$t": name} for name in weight_map}, None
     try:
         stateio = json.loads(own)

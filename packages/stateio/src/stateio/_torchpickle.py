@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -97,7 +98,9 @@ def load_foreign(path: str, *, unsafe: bool, lazy: bool, device: str = "cpu") ->
     """
     mapped = lazy and zipfile.is_zipfile(path)
     try:
-        return torch.load(path, map_location=device, weights_only=not unsafe, mmap=mapped or None)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # what matters is raised
+            return torch.load(path, map_location=device, weights_only=not unsafe, mmap=mapped or None)
     except OSError:
         raise
     except Exception as error:  # unpickling damaged bytes can raise anything

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import FileIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ._errors import CorruptFileError, TruncatedFileError
 from ._layout import NO_DIGEST, Layout, StoredTensor, check_version, nbytes_of, seal, seal_is_intact
@@ -134,6 +134,16 @@ def write(
         writer.flush()
 
 
+def _manifest(file: BinaryIO) -> tuple[list[str], bytes | None]:
+    """The names of an archive's records, and the manifest if there is one."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            return names, archive.read(_MANIFEST) if _MANIFEST in names else None
+    except OSError as error:
+        raise ValueError(str(error)) from None  # a seek to where a damaged directory points
+
+
 def read_layout(path: str, *, verify: bool) -> Layout | None:
     """The layout of a torch archive that stateio wrote, None for one that others wrote.
 
@@ -142,9 +152,8 @@ def read_layout(path: str, *, verify: bool) -> Layout | None:
         CorruptFileError: the manifest or the archive is damaged.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            raw = archive.read(_MANIFEST) if _MANIFEST in names else None
+        with open(path, "rb") as file:
+            names, raw = _manifest(file)
     except _ZIP_ERRORS as error:
         problem = f"the zip archive has no readable directory ({error}): cut short or damaged"
         raise TruncatedFileError(problem, path=path) from None

@@ -46,7 +46,8 @@ def batches(loader, epochs):
 def test_state_at_under_a_plain_loader_at_every_position(kind, workers):
     """Any number of workers fetches ahead; `state_at(consumed)` does not care."""
     whole = BATCHED[kind]()
-    expected, per_epoch = [*whole, *whole], len(whole)
+    per_epoch = len(whole)
+    expected = [*whole, *whole]
     for consumed in range(0, per_epoch + 1, 1 if workers == 0 else 4):
         first = BATCHED[kind]()
         loader = DataLoader(Echo(), batch_sampler=first, num_workers=workers, collate_fn=as_list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 
@@ -26,7 +27,7 @@ class NaiveTokenizer:
     Args:
         vocabulary: symbol to id; by default that of existing weights.
 
-    A space gives its id twice, as existing weights were trained.
+    A space gives its id twice and an empty string gives it once, as existing weights were trained.
     """
 
     def __init__(self, vocabulary: dict[str, int] | None = None) -> None:
@@ -35,7 +36,8 @@ class NaiveTokenizer:
     def split(self, phonemes: str) -> list[str]:
         symbols: list[str] = []
         for character in phonemes:
-            if character in _ATTACHED and symbols:
+            # A mark that opens a word stands alone: there is no symbol " ˈ" in the vocabulary.
+            if character in _ATTACHED and symbols and symbols[-1] != _SPACE:
                 symbols[-1] += character
             else:
                 symbols.append(character)
@@ -52,6 +54,8 @@ class NaiveTokenizer:
             UnknownSymbol: naming the symbol and where it stands.
         """
         ids = [self.vocabulary[_START]]
+        if not phonemes:
+            ids.append(self.vocabulary[_SPACE])
         position = 0
         for symbol in self.split(phonemes):
             known = self.vocabulary.get(symbol)
@@ -66,3 +70,12 @@ class NaiveTokenizer:
             position += len(symbol)
         ids.append(self.vocabulary[_END])
         return ids
+
+    def extended(self, phonemes: Iterable[str]) -> NaiveTokenizer:
+        """This tokenizer with every symbol of these strings that it does not know yet, at new ids."""
+        vocabulary = dict(self.vocabulary)
+        following = max(vocabulary.values()) + 1
+        for symbol in sorted({s for text in phonemes for s in self.split(text)} - vocabulary.keys()):
+            vocabulary[symbol] = following
+            following += 1
+        return NaiveTokenizer(vocabulary)

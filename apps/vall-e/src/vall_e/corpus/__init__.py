@@ -1,0 +1,1 @@
+"""The embedded demo corpus: sentences and the espeak-ng voices that speak them."""

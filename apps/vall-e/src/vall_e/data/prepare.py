@@ -1,0 +1,243 @@
+"""From recordings to a dataset: fit the codec, phonemise, encode, write `data.h5` and `metadata/`.
+
+What is encoded is kept under `.cache/` in pieces, so an interrupted preparation goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import stateio
+
+from vall_e import audio, espeak
+from vall_e.codecs import melvq
+from vall_e.codecs.melvq import MelVQ
+from vall_e.config import Config
+from vall_e.data.recording import Recording
+from vall_e.data.store import CodecInfo, DatasetError, Utterance, write_dataset
+from vall_e.progress import Bar
+from vall_e.tokenizer import NaiveTokenizer
+
+_PIECE = 64
+"""Recordings encoded between two writes to the cache."""
+
+
+@dataclass
+class Prepared:
+    """What `prepare` did.
+
+    Attributes:
+        path: the dataset.
+        counts: utterances of each split.
+        seconds: of audio in each split.
+        skipped: (file, reason) for each recording left out.
+        new_symbols: phonemes that the vocabulary was extended with.
+        codec: what the codes mean.
+    """
+
+    path: Path
+    codec: CodecInfo
+    counts: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    new_symbols: list[str] = field(default_factory=list)
+
+
+def prepare(cfg: Config, recordings: Sequence[Recording], skipped: Sequence[tuple[Path, str]] = ()) -> Prepared:
+    """Make the dataset that `cfg` trains on.
+
+    Args:
+        cfg: names the files, the codec's sizes and the durations kept.
+        recordings: what to encode.
+        skipped: what was left out before, to be listed with the rest.
+
+    Raises:
+        DatasetError: nothing can be used; the first reasons are named.
+    """
+    if not any(r.split == "training" for r in recordings):
+        reasons = "".join(f"\n  {path}: {reason}" for path, reason in list(skipped)[:5])
+        raise DatasetError(f"{cfg.rel_path}: no recording to train on{reasons or ': the folder is empty'}")
+    codec = _codec(cfg, recordings)
+    info = CodecInfo("melvq", codec.identity, codec.levels, codec.entries, codec.frame_rate)
+    result = Prepared(cfg.hdf5_path, info, skipped=list(skipped))
+    encoded: list[tuple[Recording, dict]] = []
+    for recording, outcome in _encoded(cfg, recordings, codec):
+        if isinstance(outcome, str):
+            result.skipped.append((recording.audio, outcome))
+        else:
+            encoded.append((recording, outcome))
+    for split in ("training", "validation"):
+        durations = [o["duration"] for r, o in encoded if r.split == split]
+        result.counts[split], result.seconds[split] = len(durations), sum(durations)
+    if not result.counts["training"]:
+        reasons = "".join(f"\n  {path}: {reason}" for path, reason in result.skipped[:5])
+        raise DatasetError(f"{cfg.rel_path}: every training recording was left out:{reasons}")
+    known = NaiveTokenizer()
+    tokenizer = known.extended(o["phonemes"] for _, o in encoded)
+    result.new_symbols = sorted(tokenizer.vocabulary.keys() - known.vocabulary.keys())
+    if max(tokenizer.vocabulary.values()) > 255:
+        raise DatasetError(
+            f"the recordings use {len(result.new_symbols)} phonemes that the vocabulary lacks, more than the "
+            f"{255 - max(known.vocabulary.values())} that fit: {' '.join(result.new_symbols[:40])}"
+        )
+    utterances = (
+        Utterance(
+            key=r.key,
+            codes=o["codes"],
+            phone_ids=np.array(tokenizer.encode(o["phonemes"])),
+            text=r.text,
+            phonemes=o["phonemes"],
+            language=r.language,
+            duration=o["duration"],
+        )
+        for r, o in encoded
+    )
+    write_dataset(cfg.hdf5_path, Bar(utterances, "writing", len(encoded)), tokenizer.vocabulary, info)
+    _write_metadata(cfg, encoded)
+    return result
+
+
+def _codec(cfg: Config, recordings: Sequence[Recording]) -> MelVQ:
+    """The codec of this dataset: the one beside it, or a new one fitted on a part of the training split."""
+    if cfg.codec_path.is_file():
+        return MelVQ.load(cfg.codec_path)
+    training = [r for r in recordings if r.split == "training"]
+    random.Random(0).shuffle(training)
+    heard: list[np.ndarray] = []
+    seconds = 0.0
+    with Bar(None, "reading audio", round(cfg.codec.minutes * 60), unit="s") as bar:
+        for samples in _read_ahead(training):
+            if isinstance(samples, str):
+                continue
+            heard.append(samples)
+            seconds += len(samples) / melvq.MelVQ.sample_rate
+            bar.to(min(round(seconds), bar.total))
+            if seconds > cfg.codec.minutes * 60:
+                break
+    with Bar(None, "fitting codec", cfg.codec.levels, unit="level") as bar:
+        try:
+            codec = melvq.fit(
+                heard,
+                levels=cfg.codec.levels,
+                entries=cfg.codec.entries,
+                stack=cfg.codec.stack,
+                iterations=cfg.codec.iterations,
+                progress=lambda done, _: bar.to(done),
+            )
+        except (ValueError, RuntimeError) as e:
+            raise DatasetError(f"the codec cannot be fitted on {seconds:.0f} s of audio: {e}") from e
+    codec.save(cfg.codec_path)
+    return codec
+
+
+def _encoded(
+    cfg: Config, recordings: Sequence[Recording], codec: MelVQ
+) -> Iterator[tuple[Recording, dict | str]]:
+    """Each recording with its codes, phonemes and duration, or with the reason why it is left out."""
+    cache = cfg.cache_dir / "prepare" / codec.identity
+    cache.mkdir(parents=True, exist_ok=True)
+    pieces = [recordings[i : i + _PIECE] for i in range(0, len(recordings), _PIECE)]
+    with Bar(None, "encoding", len(recordings)) as bar:
+        done = 0
+        for piece in pieces:
+            path = cache / f"{_fingerprint(cfg, piece)}.sft"
+            outcomes = _cached(path)
+            if outcomes is None:
+                outcomes = [_encode(cfg, r, s, codec) for r, s in zip(piece, _read_ahead(piece), strict=True)]
+                stateio.save({"outcomes": outcomes}, path)
+            yield from zip(piece, outcomes, strict=True)
+            done += len(piece)
+            bar.to(done)
+
+
+def _cached(path: Path) -> list[dict | str] | None:
+    """The outcomes of a piece encoded before; None when there are none, or a damaged file has to be remade."""
+    if not path.is_file():
+        return None
+    try:
+        return stateio.load(path)["outcomes"]
+    except stateio.StateFileError:
+        path.unlink()
+        return None
+
+
+def _fingerprint(cfg: Config, piece: Sequence[Recording]) -> str:
+    """Changes with anything that the outcomes of a piece depend on."""
+    digest = hashlib.sha256(repr(cfg.dataset.duration_range).encode())
+    for r in piece:
+        status = r.audio.stat() if r.audio.is_file() else None
+        stamp = (status.st_size, status.st_mtime_ns) if status else None
+        digest.update(repr((r, stamp)).encode())
+    return digest.hexdigest()[:24]
+
+
+def _encode(cfg: Config, recording: Recording, samples: np.ndarray | str, codec: MelVQ) -> dict | str:
+    if isinstance(samples, str):
+        return samples
+    duration = len(samples) / codec.sample_rate
+    shortest, longest = cfg.dataset.duration_range
+    if not shortest <= duration <= longest:
+        return f"lasts {duration:.2f} s, outside dataset.duration_range {shortest} to {longest} s"
+    try:
+        phonemes = recording.phonemes or espeak.phonemize(recording.text, recording.language)
+    except ValueError as e:
+        return str(e)
+    if not phonemes:
+        return f"espeak-ng finds nothing to say in {recording.text!r}"
+    return {"codes": codec.encode(samples).astype(np.int16), "phonemes": phonemes, "duration": duration}
+
+
+def _read_ahead(recordings: Sequence[Recording]) -> Iterator[np.ndarray | str]:
+    """The samples of each recording, or why it cannot be read; a few are decoded ahead on other threads."""
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = []
+        for recording in recordings:
+            waiting.append(pool.submit(_read, recording.audio))
+            if len(waiting) > 4 * threads:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
+
+
+def _read(path: Path) -> np.ndarray | str:
+    try:
+        return audio.read_audio(path, melvq.MelVQ.sample_rate)
+    except audio.AudioError as e:
+        return str(e).removeprefix(f"{path}: ")
+
+
+def _write_metadata(cfg: Config, encoded: Sequence[tuple[Recording, dict]]) -> None:
+    """`metadata/{group}/{speaker}.json`: what is known of each utterance, without its codes."""
+    speakers: dict[tuple[str, str], dict] = {}
+    for r, o in encoded:
+        speakers.setdefault((r.group, r.speaker), {})[r.id] = {
+            "text": r.text,
+            "phonemes": o["phonemes"],
+            "language": r.language,
+            "duration": o["duration"],
+        }
+    for (group, speaker), utterances in speakers.items():
+        path = cfg.metadata_dir / group / f"{speaker}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stateio.json_write(utterances, path)
+
+
+def report(result: Prepared, say: Callable[[str], None] = print) -> None:
+    """Say what a dataset holds, and every file that was left out."""
+    for split, count in result.counts.items():
+        say(f"{split}: {count} utterances, {result.seconds[split] / 60:.1f} minutes")
+    if result.new_symbols:
+        say(f"vocabulary extended with {len(result.new_symbols)} phonemes: {' '.join(result.new_symbols)}")
+    if result.skipped:
+        say(f"left out: {len(result.skipped)} files")
+        for path, reason in result.skipped:
+            say(f"  {path}: {reason}")
+    say(f"dataset: {result.path}")

@@ -1,0 +1,209 @@
+"""The dataset file: `/{training|validation}/{group}/{speaker}/{id}` with codes, phoneme ids and attributes."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import h5py
+
+
+class DatasetError(ValueError):
+    """A dataset that cannot be used; the message says which file, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One encoded utterance.
+
+    Attributes:
+        key: `{split}/{group}/{speaker}/{id}`.
+        codes: integers [frames, levels].
+        phone_ids: integers [N].
+        text, phonemes, language: as they were prepared.
+        duration: seconds.
+    """
+
+    key: str
+    codes: np.ndarray
+    phone_ids: np.ndarray
+    text: str
+    phonemes: str
+    language: str
+    duration: float
+
+
+@dataclass(frozen=True)
+class CodecInfo:
+    """What the codes of a dataset mean.
+
+    Attributes:
+        name: the codec.
+        identity: its hash; weights trained on other codes do not fit.
+        levels, entries: codebooks, and codes in each.
+        frame_rate: codes a second.
+    """
+
+    name: str
+    identity: str
+    levels: int
+    entries: int
+    frame_rate: float
+
+
+def write_dataset(
+    path: Path, utterances: Iterable[Utterance], vocabulary: dict[str, int], codec: CodecInfo
+) -> int:
+    """Write a dataset; its name appears when it is complete and on the disk. Returns the number of utterances."""
+    import h5py
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    count = 0
+    try:
+        with h5py.File(temporary, "w") as f:
+            f["symmap"] = json.dumps(vocabulary, ensure_ascii=False)
+            f.attrs["codec"] = json.dumps(codec.__dict__)
+            for u in utterances:
+                group = f.create_group(u.key)
+                group.create_dataset("audio", data=u.codes.astype(np.int16), compression="lzf")
+                group.create_dataset("text", data=u.phone_ids.astype(np.uint8), compression="lzf")
+                for name in ("text", "phonemes", "language", "duration"):
+                    group.attrs[name] = getattr(u, name)
+                count += 1
+        with temporary.open("rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An utterance in the index of a dataset: lengths without the data."""
+
+    key: str
+    group: str
+    speaker: str
+    frames: int
+    phones: int
+    duration: float
+
+
+class DatasetFile:
+    """Reads a dataset; utterances once read stay in memory up to `cache_bytes`.
+
+    It can be sent to another process, which opens the file for itself.
+
+    Raises:
+        DatasetError: the file is missing, not HDF5, damaged or empty.
+    """
+
+    def __init__(self, path: Path, cache_bytes: int = 1 << 30) -> None:
+        self.path = path
+        self._file: h5py.File | None = None
+        self._cache: dict[str, Utterance] = {}
+        self._room = cache_bytes
+        file = self._open()
+        self.vocabulary: dict[str, int] | None = None
+        self.codec: CodecInfo | None = None
+        if "symmap" in file:
+            self.vocabulary = json.loads(file["symmap"][()])
+        if "codec" in file.attrs:
+            self.codec = CodecInfo(**json.loads(file.attrs["codec"]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_cache": {}}
+
+    def _open(self) -> h5py.File:
+        import h5py
+
+        if self._file is None:
+            if not self.path.is_file():
+                raise DatasetError(
+                    f"{self.path}: no such dataset; make one of your recordings with "
+                    f"`vall-e-data prepare FOLDER --yaml {self.path.parent}/config.yaml`"
+                )
+            try:
+                self._file = h5py.File(self.path, "r")
+            except OSError as e:
+                raise DatasetError(
+                    f"{self.path}: not a readable HDF5 file ({e}); it is damaged or not a dataset. "
+                    "Move it away and run `vall-e-data prepare` again: what it had encoded is kept"
+                ) from e
+        return self._file
+
+    def entries(self, split: str, patterns: Sequence[str]) -> list[Entry]:
+        """The utterances of a split whose `group/speaker` matches one of the patterns, in the file's order.
+
+        Raises:
+            DatasetError: there is none, or the file is damaged.
+        """
+        found = []
+        speakers = []
+        try:
+            for group_name, group in self._open().get(split, {}).items():
+                for speaker_name, speaker in group.items():
+                    speakers.append(f"{group_name}/{speaker_name}")
+                    if not any(fnmatch.fnmatch(speakers[-1], p) for p in patterns):
+                        continue
+                    for name, item in speaker.items():
+                        found.append(
+                            Entry(
+                                key=f"{split}/{group_name}/{speaker_name}/{name}",
+                                group=group_name,
+                                speaker=speakers[-1],
+                                frames=item["audio"].shape[0],
+                                phones=item["text"].shape[0],
+                                duration=float(item.attrs["duration"]),
+                            )
+                        )
+        except (OSError, KeyError, RuntimeError) as e:
+            raise DatasetError(f"{self.path}: the {split} split is damaged: {e}; prepare it again") from e
+        if not found:
+            there = f"it holds {', '.join(speakers)}" if speakers else "the file holds no such split"
+            raise DatasetError(
+                f"{self.path}: no {split} utterance matches dataset.{split} {list(patterns)}: {there}"
+            )
+        return found
+
+    def read(self, key: str) -> Utterance:
+        """One utterance.
+
+        Raises:
+            DatasetError: it is missing or damaged; the message names it.
+        """
+        if key in self._cache:
+            return self._cache[key]
+        try:
+            item = self._open()[key]
+            attributes = dict(item.attrs)
+            utterance = Utterance(
+                key=key,
+                codes=item["audio"][()],
+                phone_ids=item["text"][()].astype(np.int64),
+                text=attributes["text"],
+                phonemes=attributes["phonemes"],
+                language=attributes["language"],
+                duration=float(attributes["duration"]),
+            )
+        except (OSError, KeyError, RuntimeError) as e:
+            raise DatasetError(f"{self.path}: utterance {key} cannot be read: {e}; prepare it again") from e
+        size = utterance.codes.nbytes + utterance.phone_ids.nbytes + 512
+        if size <= self._room:
+            self._room -= size
+            self._cache[key] = utterance
+        return utterance
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None

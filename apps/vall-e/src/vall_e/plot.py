@@ -1,0 +1,63 @@
+"""Loss curves as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def plot_losses(logs: Path, out: Path) -> bool:
+    """Draw train and validation loss per level, over every run below `logs`, into a PNG.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from trainloop import read_metrics
+
+    train: dict[int, dict[int, float]] = {}
+    val: dict[int, dict[int, float]] = {}
+    for path in sorted(logs.glob("*/metrics.jsonl")):
+        for row in read_metrics(path):
+            for key, value in row.items():
+                name, _, level = key.partition(".level")
+                if not level.isdigit() or not isinstance(value, float):
+                    continue
+                if row["kind"] == "step":
+                    train.setdefault(int(level), {})[row["step"]] = value
+                elif row["kind"] == "eval" and name == "val":
+                    val.setdefault(int(level), {})[row["step"]] = value
+    if not train and not val:
+        return False
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for level in sorted(train.keys() | val.keys()):
+        color = f"C{level}"
+        points = sorted(train.get(level, {}).items())
+        if points:
+            axes.plot(*zip(*points, strict=True), color=color, alpha=0.2, linewidth=0.8)
+            axes.plot(*zip(*_smooth(points), strict=True), color=color, label=f"train, level {level}")
+        points = sorted(val.get(level, {}).items())
+        if points:
+            axes.plot(*zip(*points, strict=True), "o--", color=color, label=f"validation, level {level}")
+    axes.set(xlabel="optimizer step", ylabel="cross-entropy (nats)", title="Loss per codebook level")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(ncols=2, fontsize=8)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp.png")
+    figure.savefig(temporary, dpi=120)
+    temporary.replace(out)
+    plt.close(figure)
+    return True
+
+
+def _smooth(points: list[tuple[int, float]], share: float = 0.05) -> list[tuple[int, float]]:
+    """A running mean over a share of the points."""
+    width = max(1, int(len(points) * share))
+    values = [v for _, v in points]
+    return [
+        (points[i][0], sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1]))
+        for i in range(len(points))
+    ]

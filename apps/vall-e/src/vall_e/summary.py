@@ -1,0 +1,125 @@
+"""What a finished run has learned, in figures that can be checked by ear."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import stateio
+from trainloop import read_metrics
+
+from vall_e import audio, metrics
+from vall_e.evaluation import Spoken
+from vall_e.training import Training
+
+_SENTENCES = 16
+
+
+@dataclass(frozen=True)
+class Report:
+    """The figures of a run.
+
+    Attributes:
+        losses: name to (before, after), in nats.
+        nearest: of `sentences` held-out sentences, how many spoken ones are nearest to their own recording.
+        own, other: mean warped distance of held-out speech to its own and to the other recordings.
+        train_mel_stft, train_stoi: greedy speech of training sentences: (own recording, another recording).
+        reference: a WAV to speak like.
+    """
+
+    losses: dict[str, tuple[float, float]]
+    sentences: int
+    nearest: int
+    own: float
+    other: float
+    train_mel_stft: tuple[float, float]
+    train_stoi: tuple[float, float]
+    reference: Path
+
+
+def report(training: Training) -> Report:
+    """Measure a trained model: losses before and after, and speech of both splits against its recordings.
+
+    WAVs go to `logs/<start>/final/`, the figures to `report.json` beside them.
+    """
+    folder = training.cfg.log_dir / "final"
+    evaluator, rate = training.evaluator, training.codec.sample_rate
+    held_out = evaluator.speak(evaluator.fixed("val", _SENTENCES), seed=1)
+    trained = evaluator.speak(evaluator.fixed("subtrain", _SENTENCES // 2), seed=1, temperature=0.0)
+    for split, spoken in (("val", held_out), ("subtrain", trained)):
+        for s in spoken:
+            stem = folder / split / s.entry.key.replace("/", "_")
+            for name in ("prompt", "out", "target"):
+                audio.write_wav(stem.with_suffix(f".{name}.wav"), getattr(s, name), rate)
+            stem.with_suffix(".txt").write_text(s.text + "\n", encoding="utf-8")
+    distance = metrics.warped_distances(
+        [metrics.frames(s.out) for s in held_out], [metrics.frames(s.target) for s in held_out]
+    )
+    n = len(distance)
+    first = min(held_out, key=lambda s: s.entry.key)
+    result = Report(
+        losses=_before_and_after(training),
+        sentences=n,
+        nearest=int((distance.argmin(1) == np.arange(n)).sum()),
+        own=float(np.diag(distance).mean()),
+        other=float((distance.sum() - np.trace(distance)) / max(1, n * n - n)),
+        train_mel_stft=_own_and_other(trained, metrics.mel_stft),
+        train_stoi=_own_and_other(trained, metrics.aligned_stoi),
+        reference=folder / "val" / f"{first.entry.key.replace('/', '_')}.target.wav",
+    )
+    stateio.json_write(asdict(result), folder / "report.json", pretty=True)
+    return result
+
+
+def _before_and_after(training: Training) -> dict[str, tuple[float, float]]:
+    """The teacher-forced losses at step 0, from the first run's log, and now."""
+    before: dict[str, float] = {}
+    for path in sorted((training.cfg.rel_path / "logs").glob("*/metrics.jsonl")):
+        for row in read_metrics(path, "eval"):
+            if row["step"] == 0:
+                before = row
+    size = training.cfg.evaluation.loss_size
+    after: dict[str, float] = {}
+    for split in training.splits:
+        after |= training.evaluator.losses(split, size)
+    return {k: (before.get(k, float("nan")), v) for k, v in after.items()}
+
+
+def _own_and_other(spoken: list[Spoken], measure) -> tuple[float, float]:
+    """The mean of a measure of each utterance against its recording, and against its neighbour's."""
+    pairs = [(s.out, s.target, t.target) for s, t in zip(spoken, spoken[1:] + spoken[:1], strict=True)]
+    own = [measure(out, mine) for out, mine, _ in pairs]
+    other = [measure(out, theirs) for out, _, theirs in pairs]
+    return float(np.nanmean(own)), float(np.nanmean(other))
+
+
+def describe(training: Training, result: Report) -> str:
+    """The summary that ends a run."""
+    cfg, spec, trainer = training.cfg, training.spec, training.trainer
+    assert trainer is not None
+    parameters = sum(p.numel() for p in training.model.parameters())
+    levels = range(spec.levels)
+
+    def row(split: str, when: int) -> str:
+        return " ".join(f"{result.losses[f'{split}.level{i}'][when]:5.2f}" for i in levels)
+
+    minutes = sum(e.duration for e in training.splits["subtrain"]) / 60
+    return f"""
+Trained     {cfg.model.name}, {parameters / 1e6:.1f} M parameters (dim {spec.dim}, {spec.layers} layers), on {len(training.splits["subtrain"])} utterances
+            ({minutes:.0f} minutes); {trainer.step} steps in {trainer.elapsed / 60:.1f} minutes
+Loss        in nats, levels {" ".join(f"{i:5d}" for i in levels)}
+  training    before         {row("subtrain", 0)}
+              after          {row("subtrain", 1)}
+  held out    before         {row("val", 0)}
+              after          {row("val", 1)}
+Speech      {result.nearest} of {result.sentences} held-out sentences are nearest to their own recording
+            (warped distance {result.own:.2f}, to the others {result.other:.2f})
+            training sentences, greedily: mel-STFT {result.train_mel_stft[0]:.2f} to their own recording, {result.train_mel_stft[1]:.2f} to another;
+            STOI after alignment {result.train_stoi[0]:.2f} and {result.train_stoi[1]:.2f}
+WAVs        {cfg.log_dir / "final"}
+Losses      {training.plot_path}
+Weights     {training.weights_path}
+
+Speak       uv run vall-e "The old captain found a golden ring." {result.reference} --out-path out.wav --model {training.weights_path}
+"""

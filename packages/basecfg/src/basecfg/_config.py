@@ -159,6 +159,17 @@ class BaseConfig(Section):
 
         return build(cls, [Layer(values, "argument")])
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        copied = super().__deepcopy__(memo)
+        object.__setattr__(copied, "_origin", self._origin)
+        return copied
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        from ._origin import restore
+
+        rebuild, (cls, values) = super().__reduce__()
+        return restore, (rebuild, cls, values, self._origin.settled(self))
+
     def source_of(self, path: str) -> str:
         """What set the value at a dotted path.
 
@@ -241,7 +252,7 @@ class BaseConfig(Section):
 
     @property
     def rel_path(self) -> Path:
-        """`cfg_path` relative to the working folder where it lies in it. Folders of data and results are here."""
+        """`cfg_path`, relative to the working folder if it lies in it. Data and results have folders here."""
         here = Path.cwd()
         return self.cfg_path.relative_to(here) if self.cfg_path.is_relative_to(here) else self.cfg_path
 

@@ -1,10 +1,11 @@
-"""What a section class offers: every dotted key with its type, default and description. No pydantic needed."""
+"""What a section class offers: every dotted key, its type, default and description. Without pydantic."""
 
 from __future__ import annotations
 
 import ast
 import functools
 import inspect
+import itertools
 import sys
 from collections.abc import Iterator
 from enum import Enum
@@ -99,7 +100,7 @@ def annotation_at(cls: type, path: tuple[str | int, ...]) -> Any:
 
 
 def type_name(annotation: Any) -> str:
-    """An annotation as a reader of ``--help`` wants it: ``int``, ``list[str]``, ``'a' | 'b'``, ``Path | None``."""
+    """An annotation for readers of ``--help``: ``int``, ``list[str]``, ``'a' | 'b'``, ``Path | None``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return type_name(arguments[0])
@@ -175,7 +176,7 @@ def _module_docstrings(path: str) -> dict[str, dict[str, str]]:
 
 def _body_docstrings(body: list[ast.stmt]) -> dict[str, str]:
     texts = {}
-    for node, following in zip(body, body[1:], strict=False):
+    for node, following in itertools.pairwise(body):
         if (
             isinstance(node, ast.AnnAssign)
             and isinstance(node.target, ast.Name)

@@ -1,4 +1,4 @@
-"""Old keys: read with a warning that names the line to change, and rewritten in the user's file on request."""
+"""Old keys: read with a warning that names the line to change, rewritten in the user's file on request."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ class _ModelType(SectionType, type(pydantic.BaseModel)):
 
 
 _SETTINGS = pydantic.ConfigDict(
+    defer_build=True,  # so that sections may contain themselves
     extra="forbid",
     frozen=True,
     validate_default=True,
@@ -35,6 +36,7 @@ def make_model(cls: type[Section]) -> type[pydantic.BaseModel]:
         "__doc__": cls.__doc__,
         "__light__": cls,
         "__annotations__": {},
+        "__get_pydantic_core_schema__": vars(pydantic.BaseModel)["__get_pydantic_core_schema__"],
         "model_config": _SETTINGS | {"json_schema_extra": _add_descriptions},
     }
     for base in reversed(cls.__mro__):

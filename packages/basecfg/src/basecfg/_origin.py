@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,21 @@ class Origin:
                 return layer.locate(setter)
         return "default"
 
+    def settled(self, config: BaseConfig) -> Origin:
+        """The same without open files: what crosses to another process."""
+        sources: dict[str, str] = {}
+
+        def visit(node: Any, path: tuple[str | int, ...]) -> None:
+            if path:
+                sources[dotted(path)] = self.source_at(path)
+            children = node.items() if isinstance(node, Mapping) else ()
+            for key, value in enumerate(node) if isinstance(node, list) else children:
+                visit(value, (*path, key))
+
+        values = config.model_dump()
+        visit(values, ())
+        return Origin((SettledLayer(values, sources),), self.yaml_path)
+
     def replaced(self, config: BaseConfig, values: Mapping[str, Any]) -> Any:
         """See `BaseConfig.replace`."""
         from ._read import build
@@ -69,6 +84,13 @@ class Origin:
         else:
             theirs, their_source = other, lambda path: "state"
         return changes(to_plain(config), theirs, self.source_at, their_source)
+
+
+def restore(rebuild: Callable[..., Any], cls: type, values: dict[str, Any], origin: Origin) -> Any:
+    """Unpickle a configuration."""
+    config = rebuild(cls, values)
+    object.__setattr__(config, "_origin", origin)
+    return config
 
 
 class SettledLayer(Layer):

@@ -169,7 +169,7 @@ class _Repair:
             self.problems.append(problem)
 
     def _use_text(self, path: _layers.Path, items: list[Any]) -> bool:
-        """For a text field that got another scalar: use the characters it was read from, where that is safe."""
+        """For a text field that got another scalar: use the characters it was read from, if that is safe."""
         layer = layer_of(self._layers, path)
         value = _layers.child_at(self.data, path)
         if layer is None or not isinstance(value, bool | int | float | None):

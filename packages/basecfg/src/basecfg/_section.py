@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform, get_origin, get_type_hints
 
 from ._field import MISSING, Field, FieldInfo
@@ -66,8 +67,8 @@ def _is_class_variable(annotation: Any) -> bool:
 class Section(metaclass=SectionType):
     """A group of settings. Subclass it with annotated fields; instances are frozen.
 
-    Fields may be plain types, ``Path``, enums, ``Literal``, unions, lists and dicts, other sections, and lists
-    and dicts of those. A section is its own default where all its fields have one, so ``trainer: Trainer``
+    Fields may be plain types, ``Path``, enums, ``Literal``, unions, lists and dicts, other sections, and
+    lists and dicts of those. A section is its own default where all its fields have one: ``trainer: Trainer``
     needs no ``= Trainer()``.
 
     Raises:
@@ -82,12 +83,7 @@ class Section(metaclass=SectionType):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        model = model_of(cls)
-        if cls is not model:
-            return handler.generate_schema(model)
-        from pydantic import BaseModel
-
-        return BaseModel.__get_pydantic_core_schema__.__func__(cls, source, handler)
+        return handler.generate_schema(model_of(cls))  # the model itself has pydantic's own method
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
@@ -97,13 +93,19 @@ class Section(metaclass=SectionType):
     def __hash__(self) -> int:
         return hash((type(self), tuple(getattr(self, name) for name in fields_of(type(self)))))
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return _restore(light_class(type(self)), deepcopy(_values(self), memo))
+
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        values = {name: getattr(self, name) for name in fields_of(type(self))}
-        return _restore, (light_class(type(self)), values)
+        return _restore, (light_class(type(self)), _values(self))
 
 
-def _restore(cls: type[Section], values: dict[str, Any]) -> Section:
-    """Unpickle: the values were validated when they were pickled."""
+def _values(section: Section) -> dict[str, Any]:
+    return {name: getattr(section, name) for name in fields_of(type(section))}
+
+
+def _restore(cls: type[Section], values: dict[str, Any]) -> Any:
+    """A section of values that were validated before."""
     return model_of(cls).model_construct(**values)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher
 from typing import Any, Literal, get_args, get_origin
 
-from ._describe import ENTRY, NAME, leaves, members
+from ._describe import ENTRY, NAME, annotation_at, is_section, leaves, members
 from ._layers import Path, dotted
+from ._section import fields_of
 
 _CLOSE = 0.6  # similarity from 0 to 1 below which a suggestion would mislead
 
@@ -18,23 +19,27 @@ def similarity(a: str, b: str) -> float:
 
 
 def nearest_key(cls: type, path: Path) -> str | None:
-    """The dotted key nearest to ``path``, searched over all keys of all sections."""
-    wanted = str(path[-1])
+    """The dotted key nearest to ``path``, searched over all keys of all sections; siblings count more."""
+    parent, wanted = path[:-1], str(path[-1])
+    siblings = [(*parent, name) for name in _fields_at(cls, parent)]
     best, best_score = None, 0.0
-    for candidate in _all_keys(cls):
-        score = similarity(wanted, candidate[-1])
-        if score < _CLOSE:
+    for candidate in [*siblings, *_all_keys(cls)]:
+        score = similarity(wanted, str(candidate[-1]))
+        if score < _CLOSE or candidate == path:
             continue
-        score += 0.3 * similarity(dotted(path[:-1]), dotted(candidate[:-1]))
-        if _fits(candidate[:-1], path[:-1]):
+        score += 0.3 * similarity(dotted(parent), dotted(candidate[:-1]))
+        if candidate[:-1] == parent:
             score += 0.2
         if score > best_score:
             best, best_score = candidate, score
-    if best is None:
-        return None
-    if _fits(best[:-1], path[:-1]):
-        return dotted((*path[:-1], best[-1]))
-    return dotted(best)
+    return None if best is None else dotted(best)
+
+
+def _fields_at(cls: type, path: Path) -> Iterable[str]:
+    """The keys that the section at ``path`` has."""
+    for member in members(annotation_at(cls, path)):
+        if is_section(member):
+            yield from fields_of(member)
 
 
 def _all_keys(cls: type) -> Iterable[tuple[str, ...]]:
@@ -44,16 +49,6 @@ def _all_keys(cls: type) -> Iterable[tuple[str, ...]]:
             if leaf.path[end - 1] not in (ENTRY, NAME):
                 seen[leaf.path[:end]] = None
     return seen
-
-
-def _fits(pattern: tuple[str, ...], path: Path) -> bool:
-    """Whether ``path`` is one of those that a pattern with ``<n>`` and ``<name>`` stands for."""
-    if len(pattern) != len(path):
-        return False
-    return all(
-        want == step or want == NAME or (want == ENTRY and isinstance(step, int))
-        for want, step in zip(pattern, path, strict=True)
-    )
 
 
 def nearest_choice(annotation: Any, value: Any) -> str | None:

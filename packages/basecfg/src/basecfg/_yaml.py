@@ -180,7 +180,7 @@ class Document:
         self.problems.append(Problem(self._place(node.start_mark), "", message))
 
     def locate(self, path: tuple[Key, ...], *, value: bool = False) -> str:
-        """``file:line:column`` of the key at ``path``, or of its value; of the nearest parent if there is none."""
+        """``file:line:column`` of the key at ``path`` or of its value, else of the nearest parent."""
         key_node, value_node = self._find(path)
         node = value_node if value else key_node
         return self.name if node is None else self._place(node.start_mark)

@@ -129,8 +129,8 @@ def test_all_errors_of_a_construction_at_once(lines):
         "argument: iteration: unknown key; did you mean iterations?",
         "argument: lr: expected greater than 0, found -1 (int)",
         "argument: color: expected 'red' or 'blue', found 'rad' (str); did you mean 'red'?",
-        "argument: dtype: expected 'float64', 'float32', 'float16', 'bfloat16', 'float8_e4m3fn', 'float8_e5m2', "
-        "'int64', 'int32', 'int16', 'int8', 'uint8', 'bool', 'complex64' or 'complex128', "
+        "argument: dtype: expected 'float64', 'float32', 'float16', 'bfloat16', 'float8_e4m3fn', "
+        "'float8_e5m2', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool', 'complex64' or 'complex128', "
         "found 'float23' (str); did you mean 'float32'?",
     ]
 

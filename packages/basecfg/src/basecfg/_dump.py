@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 from ._section import Section, fields_of
 
 _MASK = "**********"
+# JSON may hold these as they are, YAML must not, or reads them as line breaks.
+_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 def to_plain(section: Section, *, for_cache: bool = False) -> dict[str, Any]:
@@ -47,14 +50,25 @@ def _mark(value: Any, plain: Any, for_cache: bool) -> Any:
 
 def as_json(data: Any) -> str:
     """JSON for people: indented, in the order of declaration."""
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    return _NOT_IN_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
 
 
 def as_yaml(data: Any) -> str:
     """YAML for people: block style, in the order of declaration."""
     import yaml
 
-    return yaml.dump(data, Dumper=yaml.SafeDumper, sort_keys=False, allow_unicode=True, width=100)
+    from ._yaml import plain_scalar
+
+    class Dumper(yaml.SafeDumper):
+        """Quotes what YAML 1.2 readers, ours among them, would not take for text: ``1e3``."""
+
+    def represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+        style = None if isinstance(plain_scalar(text), str) else "'"
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+    Dumper.add_representer(str, represent_text)
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def write_text(text: str, path: Path) -> None:

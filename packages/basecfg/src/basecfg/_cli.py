@@ -74,7 +74,7 @@ def _value_after(cls: type, key: str, rest: list[str], problems: list[Problem]) 
     if annotation is not None and bool in members(annotation):
         return rest.pop(0) if rest and rest[0].lower() in _BOOLEANS else "true"
     if annotation is None:  # let the check of the values say so, with a suggestion
-        return rest.pop(0) if rest and not rest[0].startswith("--") else ""
+        return rest.pop(0) if rest and not rest[0].startswith("--") and "=" not in rest[0] else ""
     if rest and not rest[0].startswith("--"):
         return rest.pop(0)
     problems.append(Problem("cli", key, "expected a value after it"))

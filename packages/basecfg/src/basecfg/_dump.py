@@ -65,6 +65,8 @@ def as_yaml(data: Any) -> str:
 
     def represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
         style = None if isinstance(plain_scalar(text), str) else "'"
+        if not text.isprintable():
+            style = '"'  # the one style that escapes
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
     Dumper.add_representer(str, represent_text)

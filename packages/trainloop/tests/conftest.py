@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import faulthandler
+import multiprocessing
+import os
+import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import trainloop
 from torch import nn
 
@@ -101,3 +107,50 @@ def make_trainer(tmp_path: Path, make_engine) -> Callable[..., trainloop.Trainer
         return trainloop.Trainer(engines, arguments.pop("loader"), arguments.pop("feeder"), **arguments)
 
     return make
+
+
+def _rank_main(fn, rank: int, world: int, port: int, send) -> None:
+    torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(25)
+    os.environ.update(
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+        | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    )
+    dist.init_process_group("gloo", timeout=timedelta(seconds=30))
+    try:
+        send.send((True, fn(rank)))
+    except BaseException:
+        send.send((False, traceback.format_exc()))
+    finally:
+        send.close()
+        os._exit(0)  # the other ranks may be gone: no orderly end of the group
+
+
+@pytest.fixture
+def ranks() -> Callable[..., list[Any]]:
+    """`ranks(fn, n)` runs `fn(rank)` on n forked gloo ranks; what each returned, in order."""
+
+    def run(fn: Callable[[int], Any], n: int = 2, timeout: float = 60.0) -> list[Any]:
+        context = multiprocessing.get_context("fork")
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        started = []
+        for rank in range(n):
+            receive, send = context.Pipe(duplex=False)
+            process = context.Process(target=_rank_main, args=(fn, rank, n, store.port, send))
+            process.start()
+            send.close()
+            started.append((process, receive))
+        try:
+            results = []
+            for rank, (_, receive) in enumerate(started):
+                assert receive.poll(timeout), f"rank {rank} hangs"
+                results.append(receive.recv())
+        finally:
+            for process, _ in started:
+                process.kill()
+                process.join()
+        for rank, (ok, value) in enumerate(results):
+            assert ok, f"rank {rank} failed:\n{value}"
+        return [value for _, value in results]
+
+    return run

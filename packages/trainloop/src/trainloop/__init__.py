@@ -10,6 +10,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from trainloop.accelerate_engine import AccelerateEngine as AccelerateEngine
+    from trainloop.build import build_engine as build_engine
     from trainloop.cadence import Cadence as Cadence
     from trainloop.cadence import Every as Every
     from trainloop.checkpoint import Best as Best
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
     from trainloop.checkpoint import CheckpointStore as CheckpointStore
     from trainloop.clock import Clock as Clock
     from trainloop.commands import Command as Command
+    from trainloop.ddp import DDPEngine as DDPEngine
     from trainloop.engine import Engine as Engine
     from trainloop.engines import Engines as Engines
+    from trainloop.fsdp import FSDPEngine as FSDPEngine
     from trainloop.hooks import Hooks as Hooks
     from trainloop.local import LocalEngine as LocalEngine
     from trainloop.manifest import CheckpointError as CheckpointError
@@ -40,9 +44,11 @@ if TYPE_CHECKING:
     from trainloop.step import StepReport as StepReport
     from trainloop.step import Window as Window
     from trainloop.trainer import Trainer as Trainer
+    from trainloop.verify import verify_resume as verify_resume
     from trainloop.window import OutOfMemoryInBackward as OutOfMemoryInBackward
 
 _WHERE = {
+    "AccelerateEngine": "accelerate_engine",
     "Best": "checkpoint",
     "Cadence": "cadence",
     "Checkpoint": "checkpoint",
@@ -51,9 +57,11 @@ _WHERE = {
     "CheckpointStore": "checkpoint",
     "Clock": "clock",
     "Command": "commands",
+    "DDPEngine": "ddp",
     "Engine": "engine",
     "Engines": "engines",
     "Every": "cadence",
+    "FSDPEngine": "fsdp",
     "Feeder": "step",
     "Hooks": "hooks",
     "JsonLines": "metrics",
@@ -68,12 +76,14 @@ _WHERE = {
     "TooManySkips": "result",
     "Trainer": "trainer",
     "Window": "step",
+    "build_engine": "build",
     "flatten": "nested",
     "ignore_stop_signals": "signals",
     "map_tensors": "nested",
     "read_metrics": "metrics",
     "seed_everything": "rng",
     "to_device": "nested",
+    "verify_resume": "verify",
 }
 
 __version__ = version("trainloop")

@@ -115,7 +115,7 @@ class TorchEngine:
             loss = loss * weight
         if self.scaler is not None:
             loss = loss * self.scaler.scale
-        loss.backward()
+        self._backward(loss)
         self._window = window
         clock = self.clock
         clock.micro += 1
@@ -154,12 +154,14 @@ class TorchEngine:
             self.scaler.update(overflow=False)
         self.clock.step += 1
         self.begin()
+        self._after_window()
         return report
 
     def skip(self, reason: str, norm: float = math.nan) -> StepReport:
         self.clock.skipped += 1
         report = StepReport(norm, reason, self.lr, self.loss_scale)
         self.begin()
+        self._after_window()
         return report
 
     def set_lr(self, lr: float | None) -> None:
@@ -212,6 +214,12 @@ class TorchEngine:
 
     def read_shards(self, folder: Path) -> None:
         """Nothing: see `write_shards`."""
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def _after_window(self) -> None:
+        """What a backend does after each window, stepped or skipped."""
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         if self.optimizer is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -409,7 +410,10 @@ class Trainer:
         )
 
     def _announce_stop(self, number: int) -> None:
-        self._bar.say(f"{signal.Signals(number).name}: stopping after this step; a second one stops at once")
+        """Runs inside the signal handler, where printing through a buffer could re-enter it."""
+        text = f"\n{signal.Signals(number).name}: stopping after this step; a second one stops at once\n"
+        with suppress(OSError):
+            os.write(2, text.encode())
 
     def _stop_clock(self) -> None:
         self._past, self._started = self.elapsed, None

@@ -105,6 +105,7 @@ NESTED = st.recursive(
 @settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(NESTED)
 @example({"$t": "x"})
+@example({"\ud800\udc00": "\ud800\udc00"})
 @example({"module": {"$t": torch.ones(1)}})
 @example({"module": {"a": torch.ones(2)}, "config": {}})
 @example({"a": {"b": torch.zeros(1)}, "a.b": torch.ones(1)})

@@ -6,6 +6,7 @@ Everything else is an object with one key that begins with ``$``:
     {"$t": "name"}                a tensor of the file       {"$dict": [[key, value], ...]}   any other dict
     {"$tuple": [...]}             also $size, $set, $frozenset
     {"$float": "nan"}             also "inf", "-inf"         {"$int": "..."}  beyond 64 bits
+    {"$utf32": base64}            text with lone surrogates
     {"$bytes": base64}            {"$path": "a/b"}           {"$dtype": "float32"}   {"$device": "cuda:0"}
     {"$np": ["<f4", base64]}      a numpy scalar             {"$array": [shape, "<U4", base64]}
     {"$ndarray": "name"}          a numpy array stored as a tensor of the file
@@ -46,8 +47,10 @@ def encode(obj: Any, add_tensor: TensorHook, path: tuple[str, ...] = ()) -> Any:
         UnsupportedObjectError: naming the path and the type.
     """
     kind = type(obj)
-    if obj is None or kind is bool or kind is str:
+    if obj is None or kind is bool:
         return obj
+    if kind is str:
+        return obj if _is_unicode(obj) else {"$utf32": _base64(obj.encode("utf-32-le", "surrogatepass"))}
     if kind is int:
         return obj if -(2**63) <= obj < 2**63 else {"$int": str(obj)}
     if kind is float:
@@ -61,8 +64,21 @@ def encode(obj: Any, add_tensor: TensorHook, path: tuple[str, ...] = ()) -> Any:
     return _encode_other(obj, add_tensor, path)
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold the text: JSON would join two lone surrogates into one character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _base64(data: bytes | bytearray) -> str:
+    return base64.b64encode(data).decode()
+
+
 def _encode_dict(obj: Mapping[Any, Any], add_tensor: TensorHook, path: tuple[str, ...]) -> Any:
-    plain = all(type(key) is str for key in obj)
+    plain = all(type(key) is str and _is_unicode(key) for key in obj)
     if plain and len(obj) == 1:
         plain = not next(iter(obj)).startswith("$")
     if plain:
@@ -92,7 +108,7 @@ def _encode_other(obj: Any, add_tensor: TensorHook, path: tuple[str, ...]) -> An
     if isinstance(obj, enum.Enum):
         return encode(obj.value, add_tensor, path)
     if isinstance(obj, bytes | bytearray):
-        return {"$bytes": base64.b64encode(obj).decode()}
+        return {"$bytes": _base64(obj)}
     if isinstance(obj, PurePath):
         return {"$path": str(obj)}
     if isinstance(obj, complex):
@@ -130,12 +146,11 @@ def _encode_numpy(numpy: Any, obj: Any, add_tensor: TensorHook, path: tuple[str,
     if obj.dtype.hasobject or obj.dtype.fields is not None:
         where = ".".join(path) or "the top level"
         raise UnsupportedObjectError(f"at {where}: a numpy value of dtype {obj.dtype} has no fixed bytes")
-    data = base64.b64encode(obj.tobytes()).decode
     if isinstance(obj, numpy.generic):
-        return {"$np": [obj.dtype.str, data()]}
+        return {"$np": [obj.dtype.str, _base64(obj.tobytes())]}
     if obj.dtype.isnative and obj.dtype.name in ITEM_SIZES:
         return {"$ndarray": add_tensor(obj, path)}
-    return {"$array": [list(obj.shape), obj.dtype.str, data()]}
+    return {"$array": [list(obj.shape), obj.dtype.str, _base64(obj.tobytes())]}
 
 
 def decode(
@@ -213,6 +228,7 @@ _LEAVES: dict[str, Callable[[Any], Any]] = {
     "$int": int,
     "$float": float,
     "$bytes": base64.b64decode,
+    "$utf32": lambda value: base64.b64decode(value).decode("utf-32-le", "surrogatepass"),
     "$path": Path,
     "$dtype": _torch_name,
     "$device": _torch_device,

@@ -17,16 +17,17 @@ class Dataset(Section):
     training: list[str] = Field(["*/*"], description="`group/speaker` patterns of the training split")
     validation: list[str] = Field(["*/*"], description="`group/speaker` patterns of the validation split")
     hdf5_name: str = Field("data.h5", description="the dataset's file, beside the YAML file")
-    workers: int = Field(0, ge=0, description="processes that prepare batches; 0 prepares them in the trainer")
+    workers: int = Field(
+        0, ge=0, description="processes that prepare batches; 0 prepares them in the trainer"
+    )
     duration_range: tuple[float, float] = Field(
         (0.3, 16.0), description="seconds; utterances outside are left out and counted"
     )
     prompt_duration_range: tuple[float, float] = Field(
         (3.0, 3.0), description="seconds of the prompt, drawn from another utterance of the speaker"
     )
-    prompt_dropout: float = Field(0.1, ge=0, le=1, description="share of the training samples without a prompt")
-    max_duration_batch: float = Field(
-        0.0, ge=0, description="seconds of audio (padded) in a batch at most; 0 for hyperparameters.batch_size alone"
+    prompt_dropout: float = Field(
+        0.1, ge=0, le=1, description="share of the training samples without a prompt"
     )
     seed: int = Field(0, description="of the order, the prompts and the levels drawn")
 
@@ -37,7 +38,8 @@ class Model(Section):
     name: str = Field("ar+nar", description="the folder under ckpt/")
     version: Literal[5] = Field(5, description="of the tensors' layout")
     size: str | float | dict[str, Any] = Field(
-        "full", description="quarter, half, full, double, extended, a number, or dim/heads/layers/ffn/… by name"
+        "full",
+        description="quarter, half, full, double, extended, a number, or dim/heads/layers/ffn/… by name",
     )
     langs: int = Field(6, ge=1, description="rows of the language table")
     tasks: int = Field(9, ge=1, description="rows of the task table")
@@ -113,13 +115,13 @@ class Config(BaseConfig):
     audio_backend: Literal["melvq"] = Field("melvq", description="the codec of the dataset")
     weights_name: str = Field("fp32", description="of exported weights")
     weights_format: Literal["sft", "pth"] = Field("sft", description="of exported weights")
-    dataset: Dataset = Dataset()
-    models: list[Model] = Field([Model()], description="one entry")
-    hyperparameters: Hyperparameters = Hyperparameters()
-    evaluation: Evaluation = Evaluation()
-    trainer: Trainer = Trainer()
-    codec: Codec = Codec()
-    demo: Demo = Demo()
+    dataset: Dataset
+    models: list[Model] = Field([{}], description="one entry", min_length=1, max_length=1)
+    hyperparameters: Hyperparameters
+    evaluation: Evaluation
+    trainer: Trainer
+    codec: Codec
+    demo: Demo
 
     @property
     def hdf5_path(self) -> Path:

@@ -62,7 +62,9 @@ class Evaluator:
         self.loader, self.prompts = loader, prompts
         self.batch_size, self.autocast, self.sampling = batch_size, autocast, sampling
 
-    def losses(self, split: str, size: int, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
+    def losses(
+        self, split: str, size: int, should_stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
         """The teacher-forced loss in nats of each level over the same `size` utterances each time.
 
         Returns:
@@ -95,7 +97,9 @@ class Evaluator:
                 Spoken(
                     entry,
                     utterance.text,
-                    self.codec.decode(sample.prompt) if sample.prompt is not None else np.zeros(0, np.float32),
+                    self.codec.decode(sample.prompt)
+                    if sample.prompt is not None
+                    else np.zeros(0, np.float32),
                     self.codec.decode(out),
                     self.codec.decode(utterance.codes),
                 )

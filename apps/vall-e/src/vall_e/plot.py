@@ -58,6 +58,9 @@ def _smooth(points: list[tuple[int, float]], share: float = 0.05) -> list[tuple[
     width = max(1, int(len(points) * share))
     values = [v for _, v in points]
     return [
-        (points[i][0], sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1]))
+        (
+            points[i][0],
+            sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1]),
+        )
         for i in range(len(points))
     ]

@@ -33,7 +33,13 @@ class Schedule:
         steps: int,
         progress: Callable[[], float],
     ) -> None:
-        self.optimizer, self.kind, self.warmup, self.steps, self.progress = optimizer, kind, warmup, steps, progress
+        self.optimizer, self.kind, self.warmup, self.steps, self.progress = (
+            optimizer,
+            kind,
+            warmup,
+            steps,
+            progress,
+        )
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.done = 0
         self._apply()

@@ -95,7 +95,9 @@ class Training:
         optimizer = wrapkit.optimizer(
             hyper.optimizer, self.model, lr=hyper.learning_rate, **_tuples(hyper.optimizer_params)
         )
-        schedule = Schedule(optimizer, hyper.scheduler, hyper.warmup_steps, trainer.iterations, self._time_used)
+        schedule = Schedule(
+            optimizer, hyper.scheduler, hyper.warmup_steps, trainer.iterations, self._time_used
+        )
         return trainloop.LocalEngine(
             self.cfg.model.name,
             self.model,
@@ -169,7 +171,9 @@ class Training:
             # Before the first step there is nothing to hear.
             if trainer.step and self.cfg.evaluation.size and not trainer.stop_requested:
                 measured |= self.evaluator.synthesise(split, self.cfg.evaluation.size, folder)
-        levels = " ".join(f"{measured[f'val.level{i}']:.2f}" for i in range(self.spec.levels) if "val.loss" in measured)
+        levels = " ".join(
+            f"{measured[f'val.level{i}']:.2f}" for i in range(self.spec.levels) if "val.loss" in measured
+        )
         trainer.say(f"step {trainer.step}: validation loss by level {levels}")
         return measured
 
@@ -224,7 +228,9 @@ def _kept(cfg: Config, entries: list[Entry]) -> tuple[list[Entry], int]:
 def _codec_of(cfg: Config, file: DatasetFile) -> MelVQ:
     """The codec beside the dataset, which must be the one that its codes were made by."""
     if not cfg.codec_path.is_file():
-        raise DatasetError(f"{cfg.codec_path}: the codec of {file.path.name} is missing; prepare the dataset again")
+        raise DatasetError(
+            f"{cfg.codec_path}: the codec of {file.path.name} is missing; prepare the dataset again"
+        )
     codec = MelVQ.load(cfg.codec_path)
     made_by = file.codec.identity if file.codec else "an unknown codec"
     if made_by != codec.identity:

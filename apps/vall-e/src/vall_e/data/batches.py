@@ -109,23 +109,14 @@ class Loader:
     Args:
         training_set: makes the batches.
         batch_size: utterances at most.
-        max_frames: budget of a batch in frames, the longest times the count; 0 for none.
         workers: processes that make batches ahead.
     """
 
-    def __init__(
-        self, training_set: TrainingSet, *, batch_size: int, max_frames: int = 0, workers: int = 0
-    ) -> None:
+    def __init__(self, training_set: TrainingSet, *, batch_size: int, workers: int = 0) -> None:
         self.training_set, self.workers = training_set, workers
         # What is padded is the whole sequence, not the response alone.
         costs = [e.frames + e.phones for e in training_set.entries]
-        self.sampler = BucketSampler(
-            costs,
-            max_size=batch_size,
-            max_cost=max_frames or None,
-            seed=training_set.seed,
-            overlong="singleton",
-        )
+        self.sampler = BucketSampler(costs, max_size=batch_size, seed=training_set.seed)
         self.consumed = 0
 
     def __len__(self) -> int:

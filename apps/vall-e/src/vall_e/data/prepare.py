@@ -50,7 +50,9 @@ class Prepared:
     new_symbols: list[str] = field(default_factory=list)
 
 
-def prepare(cfg: Config, recordings: Sequence[Recording], skipped: Sequence[tuple[Path, str]] = ()) -> Prepared:
+def prepare(
+    cfg: Config, recordings: Sequence[Recording], skipped: Sequence[tuple[Path, str]] = ()
+) -> Prepared:
     """Make the dataset that `cfg` trains on.
 
     Args:

@@ -49,7 +49,9 @@ def find_recordings(
     for path in audio:
         text = _sidecar(path) or listed.text_of(path)
         if text is None:
-            found.skipped.append((path, "no transcript: no sidecar .txt, metadata.csv row or `name: text` line"))
+            found.skipped.append(
+                (path, "no transcript: no sidecar .txt, metadata.csv row or `name: text` line")
+            )
             continue
         if not any(c.isalnum() for c in text):
             found.skipped.append((path, f"the transcript has no words: {text!r}"))
@@ -89,7 +91,9 @@ class _Lists:
             rows = _table(path) if path.suffix == ".csv" else _lines(path)
             for name, text in rows:
                 for place in (path.parent, path.parent / "wavs"):
-                    self.texts.setdefault((place / name).with_suffix("") if _is_audio(name) else place / name, text)
+                    self.texts.setdefault(
+                        (place / name).with_suffix("") if _is_audio(name) else place / name, text
+                    )
         # Lists often name files below a folder that the audio was unpacked into: the name's end decides then.
         self.by_end: dict[tuple[str, ...], str] = {}
         for path, text in self.texts.items():

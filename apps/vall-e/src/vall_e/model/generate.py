@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-
 from vall_e.model.model import VallE
 from vall_e.model.sampling import Sampling, guided
 from vall_e.model.sequence import Request, Sample, lay_out
@@ -109,15 +108,14 @@ def _autoregress(
         requests += [Request(null_of(s), "ar", stop=False) for s in samples]
     batch = lay_out(requests, spec, pad_left=True).to(model.device)
     rows, width = batch.rows.shape
-    cache = KVCache(
-        spec.layers, rows, spec.heads, width + max(limits) + 1, spec.dim // spec.heads, model.sep
-    )
+    cache = KVCache(spec.layers, rows, spec.heads, width + max(limits) + 1, spec.dim // spec.heads, model.sep)
     valid = batch.valid
     hidden = model.hidden(batch, cache)[:, -1]
     position = batch.positions[:, -1:] + 1
     if not spec.unified_position_ids:
         position = torch.tensor(
-            [[0 if r.sample.response is None else len(r.sample.response)] for r in requests], device=model.device
+            [[0 if r.sample.response is None else len(r.sample.response)] for r in requests],
+            device=model.device,
         )
     head, table = model.classifiers.proj[0], model.resps_emb.embeddings[0]
     alive = torch.arange(count, device=model.device)
@@ -180,7 +178,9 @@ def refine(
     return results
 
 
-def _nar_logits(model: VallE, samples: list[Sample], level: int, strength: float, rescale: float) -> list[Tensor]:
+def _nar_logits(
+    model: VallE, samples: list[Sample], level: int, strength: float, rescale: float
+) -> list[Tensor]:
     positive = model.logits(samples, level=level)
     if strength == 1:
         return positive
@@ -205,10 +205,14 @@ def _demask(
     codes = np.zeros((frames, 1), np.int64)
     scores = torch.ones(frames, device=model.device)
     for step, t in enumerate(torch.linspace(0, 1, steps).tolist()):
-        count = int(np.clip(int(math.cos(t * math.pi / 2) * frames), 1, frames - step)) if step < frames else 1
+        count = (
+            int(np.clip(int(math.cos(t * math.pi / 2) * frames), 1, frames - step)) if step < frames else 1
+        )
         masked = np.zeros(frames, bool)
         masked[scores.topk(count, largest=False).indices.cpu().numpy()] = True
-        requests = [Request(s.with_response(codes), "nar-len", masked=masked) for s in (sample, null_of(sample))]
+        requests = [
+            Request(s.with_response(codes), "nar-len", masked=masked) for s in (sample, null_of(sample))
+        ]
         batch = lay_out(requests, model.spec).to(model.device)
         ((_, logits),) = model.batch_logits(batch)
         logits = guided(logits[:frames], logits[frames:], strength, rescale)

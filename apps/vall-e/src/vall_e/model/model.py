@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 from vall_e.model.sequence import Batch, Request, Sample, lay_out
 from vall_e.model.spec import LENGTH_DIGITS, ModelSpec
 from vall_e.model.trunk import KVCache, Trunk
@@ -105,18 +104,14 @@ class VallE(nn.Module):
         """Rows [Np, D]: the sum of the levels below each limit, or the level just below it."""
         sums = self.spec.sums("prom")
         limit = batch.prompt_limit
-        parts = [
-            (limit > level) if sums else (limit - 1 == level) for level in range(self.spec.levels)
-        ]
+        parts = [(limit > level) if sums else (limit - 1 == level) for level in range(self.spec.levels)]
         return self._looked_up(batch.prompt_codes, list(zip(self.proms_emb.embeddings, parts, strict=True)))
 
     def _response(self, batch: Batch) -> Tensor:
         """Rows [Nr, D]: AR and NAR-len look level 0 up in tables of their own, NAR in those behind the first."""
         tables, limit = self.resps_emb.embeddings, batch.response_limit
         sums = self.spec.sums("resp")
-        levels = [
-            (limit > level) if sums else (limit - 1 == level) for level in range(self.spec.levels - 1)
-        ]
+        levels = [(limit > level) if sums else (limit - 1 == level) for level in range(self.spec.levels - 1)]
         nar = list(zip(list(tables)[1:-1], levels, strict=True))
         rows = self._looked_up(batch.response_codes, nar)
         for table, chosen in ((tables[0], limit == 0), (tables[-1], limit == -1)):

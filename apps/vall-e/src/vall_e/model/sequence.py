@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-
 from vall_e.model.spec import LANGUAGES, LENGTH_DIGITS, TASKS, ModelSpec
 
 Kind = Literal["ar", "nar", "nar-len", "len"]
@@ -262,7 +261,9 @@ def _response(
         return none, codes[:, 0] if request.stop else none, codes, 0
     if request.kind == "nar":
         if not 1 <= request.level < spec.levels:
-            raise ValueError(f"sample {at}: NAR predicts levels 1 to {spec.levels - 1}, asked for {request.level}")
+            raise ValueError(
+                f"sample {at}: NAR predicts levels 1 to {spec.levels - 1}, asked for {request.level}"
+            )
         return none, codes[:, request.level], codes, request.level
     masked = np.ones(len(codes), bool) if request.masked is None else np.asarray(request.masked, bool)
     target = np.where(masked, codes[:, 0], -1)
@@ -275,7 +276,9 @@ def _codes(codes: np.ndarray, spec: ModelSpec, at: int) -> np.ndarray:
     """Codes as int64 [T, Q], checked; levels that a partial decode does not hold yet are zero."""
     codes = np.asarray(codes, np.int64)
     if codes.ndim != 2 or codes.shape[1] > spec.levels:
-        raise ValueError(f"sample {at}: expected codes [frames, {spec.levels}], found shape {list(codes.shape)}")
+        raise ValueError(
+            f"sample {at}: expected codes [frames, {spec.levels}], found shape {list(codes.shape)}"
+        )
     _checked(codes, spec.audio_tokens, "audio code", at)
     if codes.shape[1] < spec.levels:
         codes = np.pad(codes, ((0, 0), (0, spec.levels - codes.shape[1])))
@@ -284,7 +287,9 @@ def _codes(codes: np.ndarray, spec: ModelSpec, at: int) -> np.ndarray:
 
 def _checked(ids: np.ndarray, count: int, what: str, at: int) -> np.ndarray:
     if ids.size and (ids.min() < 0 or ids.max() >= count):
-        raise ValueError(f"sample {at}: {what} {ids.max() if ids.max() >= count else ids.min()} is outside 0..{count - 1}")
+        raise ValueError(
+            f"sample {at}: {what} {ids.max() if ids.max() >= count else ids.min()} is outside 0..{count - 1}"
+        )
     return ids
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 from vall_e.model.spec import ModelSpec
 
 _THETA = 10000.0
@@ -60,7 +59,9 @@ class Attention(nn.Module):
         layer: int,
     ) -> Tensor:
         shape = (*x.shape[:2], self.heads, -1)
-        q, k, v = (p(x).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))  # B, H, T, E
+        q, k, v = (
+            p(x).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )  # B, H, T, E
         q, k = _rotate(q, rotation), _rotate(k, rotation)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
@@ -122,7 +123,13 @@ class Trunk(nn.Module):
         self.norm = nn.RMSNorm(spec.dim, eps=_EPS)
 
     def forward(
-        self, x: Tensor, positions: Tensor, *, valid: Tensor | None, causal: bool, cache: KVCache | None = None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        *,
+        valid: Tensor | None,
+        causal: bool,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Run the blocks.
 
@@ -138,7 +145,9 @@ class Trunk(nn.Module):
         if valid is not None:
             mask = valid[:, None, None, :]  # B, 1, 1, S
             if causal and x.shape[1] > 1:
-                mask = mask & torch.ones(x.shape[1], valid.shape[1], dtype=torch.bool, device=x.device).tril(past)
+                mask = mask & torch.ones(x.shape[1], valid.shape[1], dtype=torch.bool, device=x.device).tril(
+                    past
+                )
                 # A padded query must see something, or its softmax is NaN: it sees itself.
                 mask = mask | torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         elif causal and past and x.shape[1] > 1:
@@ -154,7 +163,9 @@ class Trunk(nn.Module):
 
 def _rotation(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines [B, 1, T, head_dim] of each position's angles, in the half-split layout."""
-    frequencies = _THETA ** -(torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    frequencies = _THETA ** -(
+        torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    )
     angles = positions[:, None, :, None].float() * frequencies
     angles = torch.cat([angles, angles], -1)
     return angles.cos().to(dtype), angles.sin().to(dtype)

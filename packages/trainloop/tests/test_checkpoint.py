@@ -1,0 +1,147 @@
+"""At least one complete checkpoint, whatever is done to the newest."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import trainloop
+from trainloop import Best, CheckpointError, CheckpointStore
+
+
+@pytest.fixture
+def store(tmp_path) -> CheckpointStore:
+    store = CheckpointStore(tmp_path / "c", keep_last=3)
+    for step in (1, 2):
+        store.write(step, {"net": {"w": torch.full((3,), float(step))}}, {"trainer": {"a": 1}})
+    return store
+
+
+@pytest.mark.parametrize("file", ["net.pth", "trainer.pth", "manifest.json"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
+def test_a_damaged_newest_is_rejected_with_the_reason(store, file, damage):
+    path = store.dir / "2" / file
+    data = bytearray(path.read_bytes())
+    if damage == "truncate":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "flip":
+        data[len(data) // 2] ^= 0xFF
+        path.write_bytes(data)
+    else:
+        path.unlink()
+    found = store.newest()
+    assert found is not None
+    assert found.step == 1
+    assert store.rejected[0][0].name == "2"
+    assert file in store.rejected[0][1]
+    store.set_aside()
+    assert store.steps() == [1]
+
+
+def test_a_torn_folder_without_manifest_is_never_taken(store):
+    (store.dir / "9").mkdir()
+    assert store.newest().step == 2
+    assert "never completed" in store.rejected[0][1]
+
+
+def test_latest_is_a_hint_alone(store):
+    assert (store.dir / "latest").read_text() == "2\n"
+    (store.dir / "latest").write_text("77\n")
+    assert store.newest().step == 2
+
+
+def test_pruning_keeps_the_last_and_the_best(tmp_path):
+    store = CheckpointStore(tmp_path, keep_last=1, keep_best=Best("loss"))
+    for step, loss in enumerate([3.0, 1.0, 2.0, 4.0]):
+        store.write(step, {}, {}, {"metrics": {"loss": loss}})
+    assert store.steps() == [1, 3]
+
+
+def test_a_failing_save_leaves_what_was(store):
+    def full(obj, path):
+        path.write_bytes(b"x")
+        raise OSError(28, "No space left on device")
+
+    store.save = full
+    with pytest.raises(CheckpointError, match="No space left"):
+        store.write(3, {"net": {}})
+    assert [p.name for p in sorted(store.dir.iterdir())] == ["1", "2", "latest"]
+    assert store.newest().step == 2
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        CheckpointStore(tmp_path / "file" / "c").prepare()
+
+
+def test_half_written_saves_of_dead_runs_are_removed(store):
+    (store.dir / "5.tmp-1-x").mkdir()
+    (store.dir / "latest.tmp-x").write_text("")
+    store.prepare()
+    assert sorted(os.listdir(store.dir)) == ["1", "2", "latest"]
+
+
+def test_keep_last_below_one():
+    with pytest.raises(ValueError, match="1 or more"):
+        CheckpointStore("x", keep_last=0)
+
+
+def test_a_full_disk_does_not_stop_training_but_the_last_save_does(make_trainer, tmp_path):
+    calls = []
+
+    def save(obj, path):
+        calls.append(path)
+        if len(calls) == 1 or len(calls) > 2:
+            raise OSError(28, "No space left on device")
+        torch.save(obj, path)
+
+    trainer = make_trainer(checkpoints=CheckpointStore(tmp_path / "x", save=save), save_every=4)
+    with pytest.raises(CheckpointError, match="saving step 12"):
+        trainer.run()
+    assert CheckpointStore(tmp_path / "x").steps() == [8]
+
+
+def test_another_model_is_a_mismatch_and_not_a_fallback(make_trainer, make_engine):
+    make_trainer(until=2).run()
+    other = torch.nn.Linear(3, 3)
+    engine = trainloop.LocalEngine("net", other, torch.optim.SGD(other.parameters(), 0.1))
+    with pytest.raises(trainloop.CheckpointMismatch, match="another model"):
+        make_trainer(engines=trainloop.Engines([engine])).run()
+    with pytest.raises(trainloop.CheckpointMismatch, match="this run also has new"):
+        make_trainer(engines=trainloop.Engines([make_engine(), make_engine("new")])).run()
+
+
+@pytest.mark.parametrize("module_only", [True, False])
+def test_starting_from_another_run(make_trainer, tmp_path, module_only):
+    first = make_trainer(until=5)
+    first.run()
+    resume = trainloop.Resume(
+        init_from=tmp_path / "ckpt", module_only=module_only, restart_step_count=not module_only
+    )
+    steps = []
+    hooks = trainloop.Hooks()
+    hooks.on(trainloop.hooks.AfterLoad, lambda e: steps.append(e.step))
+    second = make_trainer(
+        until=2, checkpoints=CheckpointStore(tmp_path / "new"), resume=resume, hooks=hooks, log_dir=None
+    )
+    result = second.run()
+    assert (result.step, result.resumed_from, steps) == (2, None, [0])
+    assert len(second.engines.only.optimizer.state) == 4
+    assert make_trainer(until=3, checkpoints=CheckpointStore(tmp_path / "new"), resume=resume).run() == (
+        trainloop.RunResult(3, "finished", 0, 2)
+    )
+
+
+def test_async_saving_equals_saving_at_once(make_trainer, tmp_path):
+    saved = []
+    hooks = trainloop.Hooks()
+    hooks.on(trainloop.hooks.AfterSave, lambda e: saved.append(e.step))
+    make_trainer(save_every=4, async_save=True, hooks=hooks).run()
+    make_trainer(save_every=4, checkpoints=CheckpointStore(tmp_path / "sync")).run()
+    assert saved == [4, 8, 12]
+    a, b = CheckpointStore(tmp_path / "ckpt"), CheckpointStore(tmp_path / "sync")
+    for step in (4, 8, 12):
+        x, y = a.read_module(a.open(step), "net"), b.read_module(b.open(step), "net")
+        assert all(torch.equal(x[k], y[k]) for k in x)

@@ -36,9 +36,7 @@ def test_the_first_traceback_is_what_the_caller_sees(ranks):
             a_function_of_rank_one()
         distkit.barrier()  # fails as a consequence
 
-    with pytest.raises(
-        distkit.LaunchError, match=r"(?s)rank 1 failed.*a_function_of_rank_one.*the cause"
-    ) as e:
+    with pytest.raises(distkit.LaunchError, match=r"(?s)rank 1 failed.*a_function_of_rank_one.*the cause") as e:
         ranks(fn)
     assert e.value.rank == 1
 
@@ -145,9 +143,7 @@ def test_a_port_that_is_taken_is_an_error_and_no_hang():
             "MASTER_PORT": str(s.getsockname()[1]),
         }
         script = "import distkit\nwith distkit.session('gloo', timeout=5): pass"
-        out = subprocess.run(
-            [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=100
-        )
+        out = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=100)
     assert out.returncode == 1
     assert "address already in use" in out.stderr.lower()
 

@@ -39,9 +39,7 @@ def test_what_is_alike_passes(ranks):
 
 trees = st.recursive(
     st.one_of(st.integers(), st.text(max_size=3), st.none(), st.booleans()),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=2), inner, max_size=3)
-    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=2), inner, max_size=3)),
     max_leaves=6,
 )
 

@@ -3,7 +3,6 @@
 import tempfile
 
 import torch
-
 import trainloop
 
 

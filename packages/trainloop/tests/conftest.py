@@ -79,9 +79,7 @@ def make_engine() -> Callable[..., trainloop.LocalEngine]:
         torch.manual_seed(seed)
         module = Noisy()
         optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
-        kwargs.setdefault(
-            "scheduler", torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + 0.1 * step))
-        )
+        kwargs.setdefault("scheduler", torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + 0.1 * step)))
         return trainloop.LocalEngine(name, module, optimizer, **kwargs)
 
     return make

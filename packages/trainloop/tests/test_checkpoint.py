@@ -117,9 +117,7 @@ def test_another_model_is_a_mismatch_and_not_a_fallback(make_trainer, make_engin
 def test_starting_from_another_run(make_trainer, tmp_path, module_only):
     first = make_trainer(until=5)
     first.run()
-    resume = trainloop.Resume(
-        init_from=tmp_path / "ckpt", module_only=module_only, restart_step_count=not module_only
-    )
+    resume = trainloop.Resume(init_from=tmp_path / "ckpt", module_only=module_only, restart_step_count=not module_only)
     steps = []
     hooks = trainloop.Hooks()
     hooks.on(trainloop.hooks.AfterLoad, lambda e: steps.append(e.step))

@@ -59,9 +59,7 @@ def victim(tmp_path):
     def make(name: str, **env: str) -> tuple[Victim, str]:
         folder = tmp_path / name
         folder.mkdir()
-        return Victim([sys.executable, str(script), str(folder)], {"OMP_NUM_THREADS": "1", **env}), str(
-            folder
-        )
+        return Victim([sys.executable, str(script), str(folder)], {"OMP_NUM_THREADS": "1", **env}), str(folder)
 
     return make
 

@@ -305,9 +305,7 @@ def test_evaluation_leaves_training_alone_and_is_logged(make_trainer, tmp_path):
     trainer.run()
     rows = read_metrics(tmp_path / "metrics.jsonl", "eval")
     assert [(r["step"], r["x"]) for r in rows] == [(0, 0.0), (5, 5.0), (10, 10.0)]
-    for a, b in zip(
-        plain.engines.only.module.parameters(), trainer.engines.only.module.parameters(), strict=True
-    ):
+    for a, b in zip(plain.engines.only.module.parameters(), trainer.engines.only.module.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
@@ -360,13 +358,9 @@ def test_a_stop_while_the_loader_hangs(make_trainer, counting, monkeypatch, accu
     stuck = False
     second = make_trainer(loader=Stuck(), accumulate=accumulate)
     assert second.run().resumed_from == first.step
-    golden = make_trainer(
-        loader=Stuck(), accumulate=accumulate, checkpoints=trainloop.CheckpointStore(tmp_path / "g")
-    )
+    golden = make_trainer(loader=Stuck(), accumulate=accumulate, checkpoints=trainloop.CheckpointStore(tmp_path / "g"))
     golden.run()
-    for a, b in zip(
-        golden.engines.only.module.parameters(), second.engines.only.module.parameters(), strict=True
-    ):
+    for a, b in zip(golden.engines.only.module.parameters(), second.engines.only.module.parameters(), strict=True):
         assert torch.equal(a, b)
 
 

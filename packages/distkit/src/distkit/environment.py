@@ -96,9 +96,7 @@ class DistEnv:
         if address is None:
             nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST")
             if nodes is None and world > 1:
-                raise EnvironmentIncomplete(
-                    "several SLURM tasks, but neither MASTER_ADDR nor SLURM_STEP_NODELIST"
-                )
+                raise EnvironmentIncomplete("several SLURM tasks, but neither MASTER_ADDR nor SLURM_STEP_NODELIST")
             address = first_host(nodes) if nodes else "127.0.0.1"
         if port is None:
             # The same on every rank, and seldom the same for two jobs that share a machine.

@@ -64,9 +64,7 @@ def launch(
     if start == "auto":
         start = "fork" if sys.platform == "linux" and not torch.cuda.is_initialized() else "spawn"
     context = multiprocessing.get_context(start)
-    store = dist.TCPStore(
-        "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout)
-    )
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout))
     ranks: list[tuple[Any, Connection]] = []
     try:
         for rank in range(nprocs):

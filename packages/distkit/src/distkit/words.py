@@ -87,8 +87,6 @@ def all_reduce_mean(values: Mapping[str, float]) -> dict[str, float]:
         dist.all_reduce(tensor, group=group)
     marks, squares, *sums = tensor.tolist()
     if marks != mark * world or squares != mark * mark * world:
-        raise CollectiveError(
-            f"all_reduce_mean: the ranks passed different names; this one {', '.join(names)}"
-        )
+        raise CollectiveError(f"all_reduce_mean: the ranks passed different names; this one {', '.join(names)}")
     means = {n: s / world for n, s in zip(names, sums, strict=True)}
     return {n: means[n] for n in values}

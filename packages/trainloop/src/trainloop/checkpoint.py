@@ -103,9 +103,7 @@ class CheckpointStore:
         """Steps that have a folder, ascending, complete or not."""
         if not self.dir.is_dir():
             return []
-        return sorted(
-            int(p.name) for p in self.dir.iterdir() if p.name.isascii() and p.name.isdigit() and p.is_dir()
-        )
+        return sorted(int(p.name) for p in self.dir.iterdir() if p.name.isascii() and p.name.isdigit() and p.is_dir())
 
     def newest(self) -> Checkpoint | None:
         """The newest complete checkpoint, or None. `rejected` then lists newer folders and their faults."""

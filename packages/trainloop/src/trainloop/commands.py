@@ -69,9 +69,7 @@ def parse(line: str) -> Command:
     if name == "lr":
         if rest == ["auto"]:
             return Command("lr", None, at)
-        return Command(
-            "lr", _number(rest, "lr", "a learning rate of 0 or more, such as lr 1e-4", zero=True), at
-        )
+        return Command("lr", _number(rest, "lr", "a learning rate of 0 or more, such as lr 1e-4", zero=True), at)
     if name == "loss_scale":
         return Command("loss_scale", _number(rest, name, "a positive scale, such as loss_scale 1024"), at)
     if name == "time" and not rest:

@@ -23,9 +23,7 @@ class Engines(Mapping[str, Engine]):
     """
 
     def __init__(self, engines: Mapping[str, Engine] | Iterable[Engine]) -> None:
-        pairs = (
-            list(engines.items()) if isinstance(engines, Mapping) else [(e.name, e) for e in list(engines)]
-        )
+        pairs = list(engines.items()) if isinstance(engines, Mapping) else [(e.name, e) for e in list(engines)]
         if not pairs:
             raise ValueError("Engines needs at least one engine")
         self._engines: dict[str, Engine] = {}

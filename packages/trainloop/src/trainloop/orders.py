@@ -96,8 +96,7 @@ class Orders:
         for engine in trainer.engines.values():
             clock = engine.clock
             lines.append(
-                f"{engine.name} ({engine.role}): {clock.step} steps, "
-                f"{clock.skipped} skipped, lr {engine.lr:g}"
+                f"{engine.name} ({engine.role}): {clock.step} steps, {clock.skipped} skipped, lr {engine.lr:g}"
             )
         lines.append(f"scheduled: {trainer.schedule}")
         return "\n".join(lines)

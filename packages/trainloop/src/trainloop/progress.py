@@ -27,13 +27,9 @@ class Progress:
         budget: seconds of training in all, or None; the bar then also shows what is left of it.
     """
 
-    def __init__(
-        self, enabled: bool, total: int | None, initial: int = 0, budget: float | None = None
-    ) -> None:
+    def __init__(self, enabled: bool, total: int | None, initial: int = 0, budget: float | None = None) -> None:
         self._bar = (
-            tqdm(total=total, initial=initial, dynamic_ncols=True, unit="step", mininterval=0.0)
-            if enabled
-            else None
+            tqdm(total=total, initial=initial, dynamic_ncols=True, unit="step", mininterval=0.0) if enabled else None
         )
         self._budget = budget
         self._next = 0.0

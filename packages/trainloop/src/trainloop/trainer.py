@@ -405,9 +405,7 @@ class Trainer:
 
     def _progressed(self) -> Progressed:
         clocks = [e.clock for e in self.engines.values()]
-        return Progressed(
-            self.step, self.elapsed, max(c.samples for c in clocks), max(c.tokens for c in clocks)
-        )
+        return Progressed(self.step, self.elapsed, max(c.samples for c in clocks), max(c.tokens for c in clocks))
 
     def _announce_stop(self, number: int) -> None:
         """Runs inside the signal handler, where printing through a buffer could re-enter it."""

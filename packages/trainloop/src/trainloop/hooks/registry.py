@@ -48,9 +48,7 @@ class Hooks:
         self.active: dict[type, list[_Listener]] = {}
         self._bundles: dict[str, Bundle] = {}
 
-    def on(
-        self, event: type[E], fn: Callable[[E], object], *, every: int = 1, order: int = 0
-    ) -> Callable[[], None]:
+    def on(self, event: type[E], fn: Callable[[E], object], *, every: int = 1, order: int = 0) -> Callable[[], None]:
         """Call `fn(event)` each time `event` happens; returns a function that takes it off again.
 
         Args:

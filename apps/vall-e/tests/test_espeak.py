@@ -4,7 +4,7 @@ from vall_e import espeak
 
 
 def test_punctuation_is_kept_and_language_flags_are_not():
-    assert espeak.phonemize("Hello world. Is this, well, a test?") == "həlˈoʊ wˈɜːld. ɪz ðɪs, wˈɛl, ɐ tˈɛst?"
+    assert espeak.phonemize("Hello world. Is this, well, a test?") == "həlˈoʊ wˈɜːld. ɪz ðˈɪs, wˈɛl, ɐ tˈɛst?"
     assert "(" not in espeak.phonemize("Das Meeting war schön.", "de")
 
 

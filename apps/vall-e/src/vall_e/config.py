@@ -17,18 +17,14 @@ class Dataset(Section):
     training: list[str] = Field(["*/*"], description="`group/speaker` patterns of the training split")
     validation: list[str] = Field(["*/*"], description="`group/speaker` patterns of the validation split")
     hdf5_name: str = Field("data.h5", description="the dataset's file, beside the YAML file")
-    workers: int = Field(
-        0, ge=0, description="processes that prepare batches; 0 prepares them in the trainer"
-    )
+    workers: int = Field(0, ge=0, description="processes that prepare batches; 0 prepares them in the trainer")
     duration_range: tuple[float, float] = Field(
         (0.3, 16.0), description="seconds; utterances outside are left out and counted"
     )
     prompt_duration_range: tuple[float, float] = Field(
         (3.0, 3.0), description="seconds of the prompt, drawn from another utterance of the speaker"
     )
-    prompt_dropout: float = Field(
-        0.1, ge=0, le=1, description="share of the training samples without a prompt"
-    )
+    prompt_dropout: float = Field(0.1, ge=0, le=1, description="share of the training samples without a prompt")
     seed: int = Field(0, description="of the order, the prompts and the levels drawn")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
 import threading
 from functools import cache
 from pathlib import Path
@@ -26,15 +27,11 @@ VOICE_OF_LANGUAGE = {"en": "en-us", "de": "de", "fr": "fr", "ja": "ja", "zh": "c
 _SYNCHRONOUS, _DONT_EXIT = 2, 0x8000
 _UTF8, _IPA = 1, 0x02
 _RATE, _PITCH = 1, 3
-_SYNTH_CALLBACK = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
-)
+_SYNTH_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 _LANGUAGE_FLAG = re.compile(r"\([a-z]{2,3}(?:-[a-z0-9-]+)?\)")
 _KANJI = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 # espeak-ng reads a character past the end of a clause, and takes "Mr." for the end of one.
-_CLAUSE_END = re.compile(
-    r"(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)([.,!?;:…—。、！？，；：])[\"')\]»”’]*(?:\s*\S)?$"
-)
+_CLAUSE_END = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)([.,!?;:…—。、！？，；：])[\"')\]»”’]*(?:\s*\S)?$")
 _ASCII_OF = {"。": ".", "、": ",", "！": "!", "？": "?", "，": ",", "；": ";", "：": ":"}
 _lock = threading.RLock()
 
@@ -61,17 +58,21 @@ class _Espeak:
             self.lib = ctypes.CDLL(espeakng_loader.get_library_path())
         except OSError as e:
             raise EspeakUnavailable(f"espeak-ng's library does not load on this machine: {e}") from e
+        self.libc = ctypes.CDLL(None) if sys.platform != "win32" else None
         self.lib.espeak_TextToPhonemes.restype = ctypes.c_char_p
         data = espeakng_loader.get_data_path()
         self.variants = {p.name for p in (Path(data) / "voices" / "!v").iterdir()}
         rate = self.lib.espeak_Initialize(_SYNCHRONOUS, 0, data.encode(), _DONT_EXIT)
         if rate != SAMPLE_RATE:
-            raise EspeakUnavailable(
-                f"espeak-ng started with code or sample rate {rate}, expected {SAMPLE_RATE}"
-            )
+            raise EspeakUnavailable(f"espeak-ng started with code or sample rate {rate}, expected {SAMPLE_RATE}")
         self.chunks: list[bytes] = []
         self.callback = _SYNTH_CALLBACK(self._receive)  # kept: the library holds only a bare pointer
         self.lib.espeak_SetSynthCallback(self.callback)
+
+    def seed(self) -> None:
+        """Some voices mix in noise from the C library's generator: the same words sound the same every time."""
+        if self.libc is not None:
+            self.libc.srand(1)
 
     def _receive(self, wave: ctypes._Pointer, count: int, _events: int) -> int:
         if wave and count:
@@ -83,9 +84,7 @@ class _Espeak:
         # phonemes when there was none, so the return code is checked; an unknown variant it takes silently.
         _, _, variant = voice.partition("+")
         if (variant and variant not in self.variants) or self.lib.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise UnknownVoice(
-                f"espeak-ng has no voice {voice!r}; names look like 'en-us', 'de' or 'en-us+f3'"
-            )
+            raise UnknownVoice(f"espeak-ng has no voice {voice!r}; names look like 'en-us', 'de' or 'en-us+f3'")
 
 
 @cache
@@ -114,6 +113,7 @@ def speak(text: str, voice: str, *, rate: int = 175, pitch: int = 50) -> np.ndar
         library.lib.espeak_SetParameter(_RATE, rate, 0)
         library.lib.espeak_SetParameter(_PITCH, pitch, 0)
         library.chunks.clear()
+        library.seed()
         data = text.encode()
         code = library.lib.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8, None, None)
         if code != 0:

@@ -62,9 +62,7 @@ class Evaluator:
         self.loader, self.prompts = loader, prompts
         self.batch_size, self.autocast, self.sampling = batch_size, autocast, sampling
 
-    def losses(
-        self, split: str, size: int, should_stop: Callable[[], bool] = lambda: False
-    ) -> dict[str, float]:
+    def losses(self, split: str, size: int, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """The teacher-forced loss in nats of each level over the same `size` utterances each time.
 
         Returns:
@@ -82,9 +80,7 @@ class Evaluator:
                 for level in range(self.model.spec.levels):
                     sums[level] += float(self.model.loss(part, level=level)) * len(part)
         means = sums / max(1, len(samples))
-        return {f"{split}.loss": float(means.mean())} | {
-            f"{split}.level{i}": float(m) for i, m in enumerate(means)
-        }
+        return {f"{split}.loss": float(means.mean())} | {f"{split}.level{i}": float(m) for i, m in enumerate(means)}
 
     def speak(self, entries: Sequence[Entry], *, seed: int = 0, **options: Any) -> list[Spoken]:
         """Synthesise utterances of the dataset, each with a prompt of its speaker."""
@@ -97,9 +93,7 @@ class Evaluator:
                 Spoken(
                     entry,
                     utterance.text,
-                    self.codec.decode(sample.prompt)
-                    if sample.prompt is not None
-                    else np.zeros(0, np.float32),
+                    self.codec.decode(sample.prompt) if sample.prompt is not None else np.zeros(0, np.float32),
                     self.codec.decode(out),
                     self.codec.decode(utterance.codes),
                 )

@@ -27,9 +27,7 @@ class Bar(Generic[T]):
         quiet = not sys.stderr.isatty()
         if quiet:
             print(f"{what} …", file=sys.stderr, flush=True)
-        self._bar = tqdm(
-            total=total, desc=f"{what:14}", unit=unit, disable=quiet, leave=True, dynamic_ncols=True
-        )
+        self._bar = tqdm(total=total, desc=f"{what:14}", unit=unit, disable=quiet, leave=True, dynamic_ncols=True)
 
     def to(self, done: int) -> None:
         """Set how much is done."""

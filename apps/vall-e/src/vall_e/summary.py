@@ -105,21 +105,24 @@ def describe(training: Training, result: Report) -> str:
         return " ".join(f"{result.losses[f'{split}.level{i}'][when]:5.2f}" for i in levels)
 
     minutes = sum(e.duration for e in training.splits["subtrain"]) / 60
+    utterances = len(training.splits["subtrain"])
+    mel_stft, stoi = result.train_mel_stft, result.train_stoi
+    speak = f"{result.reference} --out-path out.wav --model {training.weights_path}"
     return f"""
-Trained     {cfg.model.name}, {parameters / 1e6:.1f} M parameters (dim {spec.dim}, {spec.layers} layers), on {len(training.splits["subtrain"])} utterances
-            ({minutes:.0f} minutes); {trainer.step} steps in {trainer.elapsed / 60:.1f} minutes
+Trained     {cfg.model.name}, {parameters / 1e6:.1f} M parameters (dim {spec.dim}, {spec.layers} layers),
+            on {utterances} utterances ({minutes:.0f} minutes); {trainer.step} steps in {trainer.elapsed / 60:.1f} minutes
 Loss        in nats, levels {" ".join(f"{i:5d}" for i in levels)}
-  training    before         {row("subtrain", 0)}
-              after          {row("subtrain", 1)}
-  held out    before         {row("val", 0)}
-              after          {row("val", 1)}
+  training    before          {row("subtrain", 0)}
+              after           {row("subtrain", 1)}
+  held out    before          {row("val", 0)}
+              after           {row("val", 1)}
 Speech      {result.nearest} of {result.sentences} held-out sentences are nearest to their own recording
             (warped distance {result.own:.2f}, to the others {result.other:.2f})
-            training sentences, greedily: mel-STFT {result.train_mel_stft[0]:.2f} to their own recording, {result.train_mel_stft[1]:.2f} to another;
-            STOI after alignment {result.train_stoi[0]:.2f} and {result.train_stoi[1]:.2f}
+            training sentences, greedily: mel-STFT {mel_stft[0]:.2f} to their own recording, {mel_stft[1]:.2f} to
+            another; STOI after alignment {stoi[0]:.2f} and {stoi[1]:.2f}
 WAVs        {cfg.log_dir / "final"}
 Losses      {training.plot_path}
 Weights     {training.weights_path}
 
-Speak       uv run vall-e "The old captain found a golden ring." {result.reference} --out-path out.wav --model {training.weights_path}
+Speak       uv run vall-e "The old captain found a golden ring." {speak}
 """

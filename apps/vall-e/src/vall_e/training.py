@@ -95,9 +95,7 @@ class Training:
         optimizer = wrapkit.optimizer(
             hyper.optimizer, self.model, lr=hyper.learning_rate, **_tuples(hyper.optimizer_params)
         )
-        schedule = Schedule(
-            optimizer, hyper.scheduler, hyper.warmup_steps, trainer.iterations, self._time_used
-        )
+        schedule = Schedule(optimizer, hyper.scheduler, hyper.warmup_steps, trainer.iterations, self._time_used)
         return trainloop.LocalEngine(
             self.cfg.model.name,
             self.model,
@@ -142,9 +140,7 @@ class Training:
 
     # What the trainer calls ---------------------------------------------------------------------------------
 
-    def _feed(
-        self, engine: trainloop.Engine, batches: list[Batch], _: trainloop.StepContext
-    ) -> trainloop.StepOutput:
+    def _feed(self, engine: trainloop.Engine, batches: list[Batch], _: trainloop.StepContext) -> trainloop.StepOutput:
         """The mean loss over all samples of a batch, whichever level each of them is at."""
         device = self.model.device
         losses = [self.model.batch_loss(batch.to(device)) for batch in batches]
@@ -171,9 +167,7 @@ class Training:
             # Before the first step there is nothing to hear.
             if trainer.step and self.cfg.evaluation.size and not trainer.stop_requested:
                 measured |= self.evaluator.synthesise(split, self.cfg.evaluation.size, folder)
-        levels = " ".join(
-            f"{measured[f'val.level{i}']:.2f}" for i in range(self.spec.levels) if "val.loss" in measured
-        )
+        levels = " ".join(f"{measured[f'val.level{i}']:.2f}" for i in range(self.spec.levels) if "val.loss" in measured)
         trainer.say(f"step {trainer.step}: validation loss by level {levels}")
         return measured
 
@@ -228,9 +222,7 @@ def _kept(cfg: Config, entries: list[Entry]) -> tuple[list[Entry], int]:
 def _codec_of(cfg: Config, file: DatasetFile) -> MelVQ:
     """The codec beside the dataset, which must be the one that its codes were made by."""
     if not cfg.codec_path.is_file():
-        raise DatasetError(
-            f"{cfg.codec_path}: the codec of {file.path.name} is missing; prepare the dataset again"
-        )
+        raise DatasetError(f"{cfg.codec_path}: the codec of {file.path.name} is missing; prepare the dataset again")
     codec = MelVQ.load(cfg.codec_path)
     made_by = file.codec.identity if file.codec else "an unknown codec"
     if made_by != codec.identity:

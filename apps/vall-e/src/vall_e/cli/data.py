@@ -20,9 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         ),
     )
     prepare.add_argument("folder", type=Path, help="where the recordings are")
-    prepare.add_argument(
-        "--yaml", type=Path, required=True, help="the configuration; data.h5 is made beside it"
-    )
+    prepare.add_argument("--yaml", type=Path, required=True, help="the configuration; data.h5 is made beside it")
     prepare.add_argument("--language", default="en", help="of the transcripts (%(default)s)")
     prepare.add_argument("--speaker", help="of all recordings; by default the folder each lies in")
     prepare.add_argument(
@@ -40,9 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         cfg = Config.from_yaml(args.yaml)
-        found = find_recordings(
-            args.folder, language=args.language, speaker=args.speaker, validation=args.validation
-        )
+        found = find_recordings(args.folder, language=args.language, speaker=args.speaker, validation=args.validation)
         report(run(cfg, found.recordings, found.skipped))
     except ConfigError as e:
         print(e, file=sys.stderr)

@@ -12,21 +12,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="vall-e",
         description="Speak a text in the voice of a recording, with exported weights alone.",
-        epilog='example:\n  vall-e "Good morning." REF.wav --out-path out.wav --model training/demo/ckpt/ar+nar/fp32.sft',
+        epilog='example:\n  vall-e "Good morning." REF.wav --model training/demo/ckpt/ar+nar/fp32.sft',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("text", help="what to say")
-    parser.add_argument(
-        "reference", type=Path, nargs="?", help="a recording of the voice; none leaves it open"
-    )
+    parser.add_argument("reference", type=Path, nargs="?", help="a recording of the voice; none leaves it open")
     parser.add_argument("--model", type=Path, required=True, help="exported weights (fp32.sft)")
-    parser.add_argument(
-        "--out-path", type=Path, default=Path("out.wav"), help="the WAV to write (%(default)s)"
-    )
+    parser.add_argument("--out-path", type=Path, default=Path("out.wav"), help="the WAV to write (%(default)s)")
     parser.add_argument("--language", default="en", help="of the text: en, de, … (%(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="the same seed gives the same speech (%(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same speech (%(default)s)")
     parser.add_argument("--device", default="cpu", help="(%(default)s)")
     for name, kind, what in (
         ("temperature", float, "0 takes the most likely codes"),

@@ -29,9 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not DEMO.exists() and not {"--yaml", "--help", "-h"} & {a.partition("=")[0] for a in argv}:
         DEMO.parent.mkdir(parents=True, exist_ok=True)
-        DEMO.write_text(
-            resources.files("vall_e").joinpath("demo.yaml").read_text(encoding="utf-8"), encoding="utf-8"
-        )
+        DEMO.write_text(resources.files("vall_e").joinpath("demo.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     cfg = Config.from_cli(
         argv,
         prog="vall-e-train",

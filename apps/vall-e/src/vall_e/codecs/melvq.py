@@ -107,9 +107,7 @@ class MelVQ:
         """Store the codec with `stateio`, atomically."""
         import stateio
 
-        stateio.save(
-            {"module": self.state(), "config": {"codec": self.name, "identity": self.identity}}, path
-        )
+        stateio.save({"module": self.state(), "config": {"codec": self.name, "identity": self.identity}}, path)
 
     @classmethod
     def load(cls, path: str | Path) -> MelVQ:

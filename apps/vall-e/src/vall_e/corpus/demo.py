@@ -96,9 +96,7 @@ def _speak(folder: Path, row: dict) -> None:
     samples = espeak.speak(row["text"], voice.espeak, rate=voice.rate, pitch=voice.pitch)
     row["phonemes"] = espeak.phonemize(row["text"], voice.language)
     path = _stem(folder, row)
-    audio.write_wav(
-        path.with_suffix(".wav"), audio.resample(samples, espeak.SAMPLE_RATE, SAMPLE_RATE), SAMPLE_RATE
-    )
+    audio.write_wav(path.with_suffix(".wav"), audio.resample(samples, espeak.SAMPLE_RATE, SAMPLE_RATE), SAMPLE_RATE)
     path.with_suffix(".txt").write_text(row["text"] + "\n", encoding="utf-8")
     path.with_suffix(".ipa").write_text(row["phonemes"] + "\n", encoding="utf-8")
 

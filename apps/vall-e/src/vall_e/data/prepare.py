@@ -50,9 +50,7 @@ class Prepared:
     new_symbols: list[str] = field(default_factory=list)
 
 
-def prepare(
-    cfg: Config, recordings: Sequence[Recording], skipped: Sequence[tuple[Path, str]] = ()
-) -> Prepared:
+def prepare(cfg: Config, recordings: Sequence[Recording], skipped: Sequence[tuple[Path, str]] = ()) -> Prepared:
     """Make the dataset that `cfg` trains on.
 
     Args:
@@ -139,9 +137,7 @@ def _codec(cfg: Config, recordings: Sequence[Recording]) -> MelVQ:
     return codec
 
 
-def _encoded(
-    cfg: Config, recordings: Sequence[Recording], codec: MelVQ
-) -> Iterator[tuple[Recording, dict | str]]:
+def _encoded(cfg: Config, recordings: Sequence[Recording], codec: MelVQ) -> Iterator[tuple[Recording, dict | str]]:
     """Each recording with its codes, phonemes and duration, or with the reason why it is left out."""
     cache = cfg.cache_dir / "prepare" / codec.identity
     cache.mkdir(parents=True, exist_ok=True)

@@ -59,9 +59,7 @@ class CodecInfo:
     frame_rate: float
 
 
-def write_dataset(
-    path: Path, utterances: Iterable[Utterance], vocabulary: dict[str, int], codec: CodecInfo
-) -> int:
+def write_dataset(path: Path, utterances: Iterable[Utterance], vocabulary: dict[str, int], codec: CodecInfo) -> int:
     """Write a dataset; its name appears when it is complete and on the disk. Returns the number of utterances."""
     import h5py
 
@@ -170,9 +168,7 @@ class DatasetFile:
             raise DatasetError(f"{self.path}: the {split} split is damaged: {e}; prepare it again") from e
         if not found:
             there = f"it holds {', '.join(speakers)}" if speakers else "the file holds no such split"
-            raise DatasetError(
-                f"{self.path}: no {split} utterance matches dataset.{split} {list(patterns)}: {there}"
-            )
+            raise DatasetError(f"{self.path}: no {split} utterance matches dataset.{split} {list(patterns)}: {there}")
         return found
 
     def read(self, key: str) -> Utterance:

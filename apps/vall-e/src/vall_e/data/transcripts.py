@@ -49,9 +49,7 @@ def find_recordings(
     for path in audio:
         text = _sidecar(path) or listed.text_of(path)
         if text is None:
-            found.skipped.append(
-                (path, "no transcript: no sidecar .txt, metadata.csv row or `name: text` line")
-            )
+            found.skipped.append((path, "no transcript: no sidecar .txt, metadata.csv row or `name: text` line"))
             continue
         if not any(c.isalnum() for c in text):
             found.skipped.append((path, f"the transcript has no words: {text!r}"))
@@ -87,17 +85,16 @@ class _Lists:
 
     def __init__(self, folder: Path) -> None:
         self.texts: dict[Path, str] = {}
-        for path in sorted(folder.rglob("*.csv")) + sorted(folder.rglob("*.txt")):
-            rows = _table(path) if path.suffix == ".csv" else _lines(path)
-            for name, text in rows:
-                for place in (path.parent, path.parent / "wavs"):
-                    self.texts.setdefault(
-                        (place / name).with_suffix("") if _is_audio(name) else place / name, text
-                    )
-        # Lists often name files below a folder that the audio was unpacked into: the name's end decides then.
+        # Lists often lie elsewhere than the audio: then the end of its path is what a list names.
         self.by_end: dict[tuple[str, ...], str] = {}
-        for path, text in self.texts.items():
-            self.by_end.setdefault(path.relative_to(folder).parts, text)
+        for path in sorted(folder.rglob("*.csv")) + sorted(folder.rglob("*.txt")):
+            for written, text in _table(path) if path.suffix == ".csv" else _lines(path):
+                name = Path(written)
+                if name.suffix.lower() in SUFFIXES:
+                    name = name.with_suffix("")
+                for place in (path.parent, path.parent / "wavs"):
+                    self.texts.setdefault(place / name, text)
+                self.by_end.setdefault(name.parts, text)
 
     def text_of(self, audio: Path) -> str | None:
         stem = audio.with_suffix("")
@@ -108,10 +105,6 @@ class _Lists:
             if text is not None:
                 return text
         return None
-
-
-def _is_audio(name: str) -> bool:
-    return Path(name).suffix.lower() in SUFFIXES
 
 
 def _table(path: Path) -> Iterator[tuple[str, str]]:

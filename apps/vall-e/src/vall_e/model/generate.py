@@ -73,9 +73,7 @@ def generate(
             ]
         else:
             limits = [max_frames] * len(samples) if isinstance(max_frames, int) else list(max_frames)
-            codes = _autoregress(
-                model, samples, limits, sampling, generator, cfg_strength, cfg_rescale, on_frame
-            )
+            codes = _autoregress(model, samples, limits, sampling, generator, cfg_strength, cfg_rescale, on_frame)
         if modality == "ar":
             return codes
         upper = Sampling(nar_temperature)
@@ -178,9 +176,7 @@ def refine(
     return results
 
 
-def _nar_logits(
-    model: VallE, samples: list[Sample], level: int, strength: float, rescale: float
-) -> list[Tensor]:
+def _nar_logits(model: VallE, samples: list[Sample], level: int, strength: float, rescale: float) -> list[Tensor]:
     positive = model.logits(samples, level=level)
     if strength == 1:
         return positive
@@ -205,14 +201,10 @@ def _demask(
     codes = np.zeros((frames, 1), np.int64)
     scores = torch.ones(frames, device=model.device)
     for step, t in enumerate(torch.linspace(0, 1, steps).tolist()):
-        count = (
-            int(np.clip(int(math.cos(t * math.pi / 2) * frames), 1, frames - step)) if step < frames else 1
-        )
+        count = int(np.clip(int(math.cos(t * math.pi / 2) * frames), 1, frames - step)) if step < frames else 1
         masked = np.zeros(frames, bool)
         masked[scores.topk(count, largest=False).indices.cpu().numpy()] = True
-        requests = [
-            Request(s.with_response(codes), "nar-len", masked=masked) for s in (sample, null_of(sample))
-        ]
+        requests = [Request(s.with_response(codes), "nar-len", masked=masked) for s in (sample, null_of(sample))]
         batch = lay_out(requests, model.spec).to(model.device)
         ((_, logits),) = model.batch_logits(batch)
         logits = guided(logits[:frames], logits[frames:], strength, rescale)

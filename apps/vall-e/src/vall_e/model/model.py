@@ -129,9 +129,7 @@ class VallE(nn.Module):
 
     def hidden(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
         """The trunk's states [B, T, D]."""
-        return self.model(
-            self.embed(batch), batch.positions, valid=batch.valid, causal=batch.causal, cache=cache
-        )
+        return self.model(self.embed(batch), batch.positions, valid=batch.valid, causal=batch.causal, cache=cache)
 
     def batch_logits(self, batch: Batch, cache: KVCache | None = None) -> list[tuple[Tensor, Tensor]]:
         """(indices into the batch's output rows [m], logits [m, classes]) for each head that the batch uses."""

@@ -116,9 +116,7 @@ class Batch:
     size: int
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {
-            k: v.to(device, non_blocking=True) for k, v in self.__dict__.items() if isinstance(v, Tensor)
-        }
+        moved = {k: v.to(device, non_blocking=True) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
 
@@ -261,9 +259,7 @@ def _response(
         return none, codes[:, 0] if request.stop else none, codes, 0
     if request.kind == "nar":
         if not 1 <= request.level < spec.levels:
-            raise ValueError(
-                f"sample {at}: NAR predicts levels 1 to {spec.levels - 1}, asked for {request.level}"
-            )
+            raise ValueError(f"sample {at}: NAR predicts levels 1 to {spec.levels - 1}, asked for {request.level}")
         return none, codes[:, request.level], codes, request.level
     masked = np.ones(len(codes), bool) if request.masked is None else np.asarray(request.masked, bool)
     target = np.where(masked, codes[:, 0], -1)
@@ -276,9 +272,7 @@ def _codes(codes: np.ndarray, spec: ModelSpec, at: int) -> np.ndarray:
     """Codes as int64 [T, Q], checked; levels that a partial decode does not hold yet are zero."""
     codes = np.asarray(codes, np.int64)
     if codes.ndim != 2 or codes.shape[1] > spec.levels:
-        raise ValueError(
-            f"sample {at}: expected codes [frames, {spec.levels}], found shape {list(codes.shape)}"
-        )
+        raise ValueError(f"sample {at}: expected codes [frames, {spec.levels}], found shape {list(codes.shape)}")
     _checked(codes, spec.audio_tokens, "audio code", at)
     if codes.shape[1] < spec.levels:
         codes = np.pad(codes, ((0, 0), (0, spec.levels - codes.shape[1])))

@@ -145,9 +145,7 @@ class ModelSpec:
                 "noncausal_masks": self.noncausal_masks,
                 "classifiers_bias": self.classifiers_bias,
                 "length_offset": self.length_offset,
-                "rvq_levels_p": self.level_weights
-                if isinstance(self.level_weights, str)
-                else [*self.level_weights],
+                "rvq_levels_p": self.level_weights if isinstance(self.level_weights, str) else [*self.level_weights],
             },
         }
 
@@ -179,9 +177,7 @@ def _size(size: str | float | dict[str, Any]) -> dict[str, Any]:
     """The fields of a ModelSpec from a label, a multiple of the full width, or explicit numbers."""
     if isinstance(size, str):
         if size not in SIZES:
-            raise ValueError(
-                f"model size: expected one of {', '.join(SIZES)}, a number or a mapping, found {size!r}"
-            )
+            raise ValueError(f"model size: expected one of {', '.join(SIZES)}, a number or a mapping, found {size!r}")
         dim, heads, layers = SIZES[size]
         return {"dim": dim, "heads": heads, "layers": layers}
     if isinstance(size, int | float):

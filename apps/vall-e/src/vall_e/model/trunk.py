@@ -19,9 +19,7 @@ class KVCache:
         capacity: positions that fit.
     """
 
-    def __init__(
-        self, layers: int, rows: int, heads: int, capacity: int, head_dim: int, like: Tensor
-    ) -> None:
+    def __init__(self, layers: int, rows: int, heads: int, capacity: int, head_dim: int, like: Tensor) -> None:
         shape = (layers, rows, heads, capacity, head_dim)
         self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
         self.values = torch.empty_like(self.keys)
@@ -59,9 +57,7 @@ class Attention(nn.Module):
         layer: int,
     ) -> Tensor:
         shape = (*x.shape[:2], self.heads, -1)
-        q, k, v = (
-            p(x).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
-        )  # B, H, T, E
+        q, k, v = (p(x).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))  # B, H, T, E
         q, k = _rotate(q, rotation), _rotate(k, rotation)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
@@ -145,9 +141,7 @@ class Trunk(nn.Module):
         if valid is not None:
             mask = valid[:, None, None, :]  # B, 1, 1, S
             if causal and x.shape[1] > 1:
-                mask = mask & torch.ones(x.shape[1], valid.shape[1], dtype=torch.bool, device=x.device).tril(
-                    past
-                )
+                mask = mask & torch.ones(x.shape[1], valid.shape[1], dtype=torch.bool, device=x.device).tril(past)
                 # A padded query must see something, or its softmax is NaN: it sees itself.
                 mask = mask | torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         elif causal and past and x.shape[1] > 1:
@@ -163,9 +157,7 @@ class Trunk(nn.Module):
 
 def _rotation(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines [B, 1, T, head_dim] of each position's angles, in the half-split layout."""
-    frequencies = _THETA ** -(
-        torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    )
+    frequencies = _THETA ** -(torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
     angles = positions[:, None, :, None].float() * frequencies
     angles = torch.cat([angles, angles], -1)
     return angles.cos().to(dtype), angles.sin().to(dtype)

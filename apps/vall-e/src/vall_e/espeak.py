@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import sys
 import threading
 from functools import cache
 from pathlib import Path
@@ -58,7 +57,6 @@ class _Espeak:
             self.lib = ctypes.CDLL(espeakng_loader.get_library_path())
         except OSError as e:
             raise EspeakUnavailable(f"espeak-ng's library does not load on this machine: {e}") from e
-        self.libc = ctypes.CDLL(None) if sys.platform != "win32" else None
         self.lib.espeak_TextToPhonemes.restype = ctypes.c_char_p
         data = espeakng_loader.get_data_path()
         self.variants = {p.name for p in (Path(data) / "voices" / "!v").iterdir()}
@@ -68,11 +66,6 @@ class _Espeak:
         self.chunks: list[bytes] = []
         self.callback = _SYNTH_CALLBACK(self._receive)  # kept: the library holds only a bare pointer
         self.lib.espeak_SetSynthCallback(self.callback)
-
-    def seed(self) -> None:
-        """Some voices mix in noise from the C library's generator: the same words sound the same every time."""
-        if self.libc is not None:
-            self.libc.srand(1)
 
     def _receive(self, wave: ctypes._Pointer, count: int, _events: int) -> int:
         if wave and count:
@@ -95,6 +88,9 @@ def _library() -> _Espeak:
 def speak(text: str, voice: str, *, rate: int = 175, pitch: int = 50) -> np.ndarray:
     """Speak `text` into int16 samples [T] at `SAMPLE_RATE`.
 
+    Noise and echo go on from one call to the next, so the samples depend on what the process spoke before; the
+    same calls in a new process give the same samples.
+
     Args:
         text: what to say.
         voice: an espeak-ng voice, with a variant after a plus sign: `en-us+f3`.
@@ -113,7 +109,6 @@ def speak(text: str, voice: str, *, rate: int = 175, pitch: int = 50) -> np.ndar
         library.lib.espeak_SetParameter(_RATE, rate, 0)
         library.lib.espeak_SetParameter(_PITCH, pitch, 0)
         library.chunks.clear()
-        library.seed()
         data = text.encode()
         code = library.lib.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8, None, None)
         if code != 0:

@@ -110,7 +110,8 @@ def describe(training: Training, result: Report) -> str:
     speak = f"{result.reference} --out-path out.wav --model {training.weights_path}"
     return f"""
 Trained     {cfg.model.name}, {parameters / 1e6:.1f} M parameters (dim {spec.dim}, {spec.layers} layers),
-            on {utterances} utterances ({minutes:.0f} minutes); {trainer.step} steps in {trainer.elapsed / 60:.1f} minutes
+            on {utterances} utterances ({minutes:.0f} minutes);
+            {trainer.step} steps in {trainer.elapsed / 60:.1f} minutes
 Loss        in nats, levels {" ".join(f"{i:5d}" for i in levels)}
   training    before          {row("subtrain", 0)}
               after           {row("subtrain", 1)}

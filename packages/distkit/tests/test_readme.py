@@ -15,7 +15,6 @@ def test_the_readme_and_the_example_print_what_they_say():
     (expected,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
     example = (root / "examples" / "quickstart.py").read_text(encoding="utf-8")
     assert code.strip() in example
-    out = subprocess.run(
-        [sys.executable, str(root / "examples" / "quickstart.py")], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, str(root / "examples" / "quickstart.py")]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
     assert out.stdout == expected

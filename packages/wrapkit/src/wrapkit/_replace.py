@@ -109,9 +109,7 @@ def _build(old: nn.Module, factory: Replacement, keep_weights: bool) -> nn.Modul
         else:
             new = factory(**constructor_arguments(old))
     if not isinstance(new, nn.Module):
-        raise TypeError(
-            f"the replacement of a {type(old).__name__} must be a module, got {type(new).__name__}"
-        )
+        raise TypeError(f"the replacement of a {type(old).__name__} must be a module, got {type(new).__name__}")
     if new is old:
         return new
     if keep_weights:
@@ -135,11 +133,7 @@ def constructor_arguments(module: nn.Module) -> dict[str, object]:
     arguments: dict[str, object] = {}
     weight = next(module.parameters(), None)
     for name, parameter in inspect.signature(type(module).__init__).parameters.items():
-        if (
-            name == "self"
-            or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-            or name[0] == "_"
-        ):
+        if name == "self" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or name[0] == "_":
             continue
         if name in ("device", "dtype"):
             if weight is not None:

@@ -31,6 +31,4 @@ def load(module: str, backend: str, extra: str) -> ModuleType:
         raise BackendUnavailable(backend, reason, hint) from error
     except Exception as error:
         reason = f"importing {module} raised {type(error).__name__}: {error}"
-        raise BackendUnavailable(
-            backend, reason, f"Check that {module} fits this torch and this machine"
-        ) from error
+        raise BackendUnavailable(backend, reason, f"Check that {module} fits this torch and this machine") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,7 +32,3 @@ class BitLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:  # *, in -> *, out
         weight = straight_through(self.weight, ternary(self.weight))
         return F.linear(straight_through(x, eight_bit(x)), weight, self.bias)
-
-    def packed_bytes(self) -> int:
-        """Bytes its weights would take at two bits each, for reports."""
-        return (self.weight.numel() + 3) // 4 + torch.finfo(self.weight.dtype).bits // 8

@@ -20,17 +20,13 @@ def prodigy(groups: Groups, **options: Any) -> Optimizer:
 
 def dadapt(kind: str, groups: Groups, **options: Any) -> Optimizer:
     """D-Adaptation (Defazio and Mishchenko, arXiv 2301.07733): finds the step size; leave lr at 1."""
-    return getattr(load("dadaptation", "dadaptation", "dadaptation"), kind)(
-        _one_lr(groups, "dadaptation"), **options
-    )
+    return getattr(load("dadaptation", "dadaptation", "dadaptation"), kind)(_one_lr(groups, "dadaptation"), **options)
 
 
 def _one_lr(groups: Groups, name: str) -> Groups:
     """These estimate one distance for all groups, so a learning rate per group is not theirs to honour."""
     if len({group.get("lr") for group in groups}) > 1:
-        raise ValueError(
-            f"{name} estimates one step size for all parameters: give no rule or group its own lr"
-        )
+        raise ValueError(f"{name} estimates one step size for all parameters: give no rule or group its own lr")
     return groups
 
 

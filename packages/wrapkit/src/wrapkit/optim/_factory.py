@@ -63,9 +63,7 @@ def optimizer(
     if isinstance(module_or_groups, nn.Module):
         groups = sort_parameters(module_or_groups, policy, rules)
     elif policy is not None or rules is not DEFAULT_RULES:
-        raise ValueError(
-            "policy and rules sort the parameters of a module; groups given by hand are already sorted"
-        )
+        raise ValueError("policy and rules sort the parameters of a module; groups given by hand are already sorted")
     else:
         groups = as_groups(module_or_groups)
     names: dict[Tensor, str] = {}

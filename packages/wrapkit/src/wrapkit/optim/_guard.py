@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -64,6 +63,3 @@ def non_finite(parameters: list[Tensor]) -> list[Tensor]:
     # The largest magnitude, not a norm of squares: that would overflow for gradients that are finite.
     largest = torch.stack([norm.float().cpu() for norm in torch._foreach_norm(gradients, float("inf"))])
     return [parameters[i] for i in (~torch.isfinite(largest)).nonzero().flatten().tolist()]
-
-
-Closure = Callable[[], float]

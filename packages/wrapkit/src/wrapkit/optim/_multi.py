@@ -96,9 +96,7 @@ class MultiOptimizer(Optimizer):
             ValueError: parts, groups or group sizes differ from this optimizer's; nothing is loaded then.
         """
         found = [(group.get("part"), len(group["params"])) for group in state_dict["param_groups"]]
-        own = [
-            (name, len(group["params"])) for name, part in self.parts.items() for group in part.param_groups
-        ]
+        own = [(name, len(group["params"])) for name, part in self.parts.items() for group in part.param_groups]
         if found != own:
             raise ValueError(f"the state holds groups (part, parameters) {found}, this optimizer has {own}")
         offset = 0
@@ -112,9 +110,14 @@ class MultiOptimizer(Optimizer):
                 for group in state_dict["param_groups"]
                 if group["part"] == name
             ]
-            state = {
-                i - offset: value for i, value in state_dict["state"].items() if offset <= i < offset + count
-            }
+            state = {i - offset: value for i, value in state_dict["state"].items() if offset <= i < offset + count}
             part.load_state_dict({"state": state, "param_groups": groups})
             offset += count
         self._join()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles are made of the parts; torch's own version would leave them out."""
+        return {"parts": self.parts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["parts"])  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,10 @@ def ranks() -> Callable[..., list[Any]]:
     """`ranks(fn, n)` runs `fn()` on n gloo ranks and returns what each returned."""
 
     def run(fn: Callable[[], Any], n: int = 2, timeout: float = 60.0) -> list[Any]:
-        return distkit.launch(fn, n, timeout=timeout, start="fork")
+        def watched() -> Any:
+            faulthandler.dump_traceback_later(timeout * 0.75)  # a hang says where
+            return fn()
+
+        return distkit.launch(watched, n, timeout=timeout, start="fork")
 
     return run

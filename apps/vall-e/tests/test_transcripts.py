@@ -28,6 +28,17 @@ def test_sidecars_ljspeech_tables_and_lists(tmp_path):
     assert [(p.name, reason.split(":")[0]) for p, reason in found.skipped] == [("none.wav", "no transcript")]
 
 
+def test_sounds_are_not_speech(tmp_path):
+    put(tmp_path, "s/beep.wav", "s/dots.wav", "s/word.wav")
+    (tmp_path / "list.txt").write_text("beep: [a short tone]\ndots: ...\nword: [loudly] Yes.\n")
+    found = find_recordings(tmp_path)
+    assert texts(found) == {"word": "[loudly] Yes."}
+    assert [reason.split(":")[0] for _, reason in found.skipped] == [
+        "the transcript describes a sound, not words",
+        "the transcript has no words",
+    ]
+
+
 def test_a_folder_without_audio_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no audio below"):
         find_recordings(tmp_path)

@@ -26,6 +26,8 @@ VOICE_OF_LANGUAGE = {"en": "en-us", "de": "de", "fr": "fr", "ja": "ja", "zh": "c
 _SYNCHRONOUS, _DONT_EXIT = 2, 0x8000
 _UTF8, _IPA = 1, 0x02
 _RATE, _PITCH = 1, 3
+# The library seeds the noise of breath and fricatives with the time; a corpus has to come out the same again.
+_NOISE_SEED = 1
 _SYNTH_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 _LANGUAGE_FLAG = re.compile(r"\([a-z]{2,3}(?:-[a-z0-9-]+)?\)")
 _KANJI = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
@@ -58,6 +60,7 @@ class _Espeak:
         except OSError as e:
             raise EspeakUnavailable(f"espeak-ng's library does not load on this machine: {e}") from e
         self.lib.espeak_TextToPhonemes.restype = ctypes.c_char_p
+        self.lib.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
         data = espeakng_loader.get_data_path()
         self.variants = {p.name for p in (Path(data) / "voices" / "!v").iterdir()}
         rate = self.lib.espeak_Initialize(_SYNCHRONOUS, 0, data.encode(), _DONT_EXIT)
@@ -88,8 +91,8 @@ def _library() -> _Espeak:
 def speak(text: str, voice: str, *, rate: int = 175, pitch: int = 50) -> np.ndarray:
     """Speak `text` into int16 samples [T] at `SAMPLE_RATE`.
 
-    Noise and echo go on from one call to the next, so the samples depend on what the process spoke before; the
-    same calls in a new process give the same samples.
+    Echo goes on from one call to the next, so the first samples depend a little on what the process spoke before;
+    the same calls in a new process give the same samples.
 
     Args:
         text: what to say.
@@ -108,6 +111,7 @@ def speak(text: str, voice: str, *, rate: int = 175, pitch: int = 50) -> np.ndar
         library.set_voice(voice)
         library.lib.espeak_SetParameter(_RATE, rate, 0)
         library.lib.espeak_SetParameter(_PITCH, pitch, 0)
+        library.lib.espeak_ng_SetRandSeed(_NOISE_SEED)
         library.chunks.clear()
         data = text.encode()
         code = library.lib.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8, None, None)

@@ -54,6 +54,9 @@ def find_recordings(
         if not any(c.isalnum() for c in text):
             found.skipped.append((path, f"the transcript has no words: {text!r}"))
             continue
+        if text.startswith("[") and text.endswith("]"):
+            found.skipped.append((path, f"the transcript describes a sound, not words: {text!r}"))
+            continue
         inside = path.relative_to(folder)
         owner = speaker or (path.parent.name if len(inside.parts) > 1 else folder.resolve().name)
         group = inside.parts[-3] if len(inside.parts) > 2 and speaker is None else folder.resolve().name

@@ -63,6 +63,11 @@ class TestRules:
         assert plain == groups.keys() - hidden  # biases, norms, and the embedding with the head tied to it
         assert "lm_head.weight" not in groups
 
+    def test_what_is_tied_to_an_embedding_is_one_under_any_name(self):
+        model = nn.ModuleDict({"first": nn.Linear(4, 5, bias=False), "table": nn.Embedding(5, 4)})
+        model["first"].weight = model["table"].weight
+        assert self.groups(model)["first.weight"]["low_rank"] is False
+
     def test_a_head_that_is_not_tied_decays_but_is_no_hidden_matrix(self, language_model):
         model = language_model()
         model.lm_head = nn.Linear(16, 20)
@@ -206,6 +211,12 @@ class TestMulti:
         state = multi.state_dict()
         assert [g["params"] for g in state["param_groups"]] == [[0], [1]]
         assert state["state"][1]["exp_avg"].shape == (2, 2)
+        multi.load_state_dict(state)
+        assert set(multi.state) == {b}
+        assert multi.state[b]["step"] == 1
+        with pytest.raises(KeyError):
+            multi.state[a]
+        assert multi.state_dict()["state"].keys() == {1}  # looking up creates nothing
         wrong = copy.deepcopy(state)
         wrong["param_groups"].reverse()
         with pytest.raises(ValueError, match="the state holds groups"):
@@ -267,7 +278,7 @@ class TestMuon:
         Muon([conv.weight]).step()
         with pytest.raises(ValueError, match=r"Muon takes matrices, got a parameter of shape \(8,\)"):
             Muon([conv.bias])
-        with pytest.raises(ValueError, match="none of the parameters is a hidden matrix; use adamw"):
+        with pytest.raises(ValueError, match="none of the parameters is a hidden matrix"):
             wrapkit.optimizer("muon", nn.LayerNorm(4))
 
 

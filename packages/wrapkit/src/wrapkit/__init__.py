@@ -1,7 +1,7 @@
 """Optimizations that replace or inject modules, planned and reversible.
 
 * what to change: `Policy`
-* modules: `replace`, `inject`
+* modules: `replace`, `inject`, `LoRA` (more on adapters in `wrapkit.lora`)
 * training: `optimizer`, `Rule`, `MultiOptimizer`
 * taking it back: `Handle.undo`
 """
@@ -16,6 +16,7 @@ __version__ = version("wrapkit")
 _CONTENTS = {
     "BackendUnavailable": "wrapkit._errors",
     "Handle": "wrapkit._handle",
+    "LoRA": "wrapkit.lora",
     "MultiOptimizer": "wrapkit.optim",
     "NonFiniteGradient": "wrapkit._errors",
     "PatternError": "wrapkit._errors",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from wrapkit._inject import inject as inject
     from wrapkit._policy import Policy as Policy
     from wrapkit._replace import replace as replace
+    from wrapkit.lora import LoRA as LoRA
     from wrapkit.optim import MultiOptimizer as MultiOptimizer
     from wrapkit.optim import Rule as Rule
     from wrapkit.optim import optimizer as optimizer

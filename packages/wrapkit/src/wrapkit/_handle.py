@@ -24,20 +24,28 @@ class Handle:
         self.model = model
         self.changed = changed
         self._steps: list[tuple[Callable[[], None], Check | None]] = []
+        self._parts: list[Handle] = []
         self._undone = False
 
     def on_undo(self, action: Callable[[], None], check: Check | None = None) -> None:
         """Register a step (run in reverse order) and a check that returns what stands in its way, or None."""
         self._steps.append((action, check))
 
+    def include(self, part: Handle) -> None:
+        """Make a change that was made after all of this one a part of it, to be undone first."""
+        self._parts.append(part)
+
     def undo(self) -> None:
         """Put everything back: the same objects, the same values. A second call does nothing.
 
         Raises:
-            UndoOrderError: something changed later still stands on this change; nothing is undone then.
+            UndoOrderError: something changed later still stands on this change; nothing is undone then. (Of a
+                change in several parts, those later than the one that is stood on are undone.)
         """
         if self._undone:
             return
+        for part in reversed(self._parts):
+            part.undo()
         problems = [problem for _, check in self._steps if check is not None and (problem := check())]
         if problems:
             raise UndoOrderError(f"{'; '.join(problems[:3])}. Undo the later change first")

@@ -101,7 +101,7 @@ def _factory_for(
 
 
 def _build(old: nn.Module, factory: Replacement, keep_weights: bool) -> nn.Module:
-    with _untouched_rng(old):
+    with untouched_rng(old):
         if not isinstance(factory, type):
             new = factory(old)
         elif hasattr(factory, "from_module"):
@@ -121,7 +121,7 @@ def _build(old: nn.Module, factory: Replacement, keep_weights: bool) -> nn.Modul
 
 
 @contextlib.contextmanager
-def _untouched_rng(module: nn.Module) -> Iterator[None]:
+def untouched_rng(module: nn.Module) -> Iterator[None]:
     """New modules draw initial weights; the training's random numbers must not depend on that."""
     devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=[d.index for d in devices]):

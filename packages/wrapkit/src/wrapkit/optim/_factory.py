@@ -39,7 +39,7 @@ def optimizer(
     low_rank=False, options={"lr": 1e-4}))`. Groups given by hand are taken as they are.
 
     Args:
-        name: one of `OPTIMIZERS`: "adamw", "sgd", "adagrad", "adafactor", "muon";
+        name: one of `OPTIMIZERS`: "adamw", "sgd", "adagrad", "adafactor", "muon", "apollo", "apollo-mini";
             "prodigy", "dadapt-adam", "dadapt-sgd", "schedulefree-adamw", "schedulefree-sgd"; 8-bit states
             from bitsandbytes "adam8bit", "adamw8bit", "sgd8bit", "adagrad8bit", "lion8bit"; from torchao
             "torchao-adamw8bit", "torchao-adamw4bit". "_" may stand for "-".
@@ -117,7 +117,10 @@ def split(
     hidden = [group for group in groups if group["low_rank"]]
     rest = [group for group in groups if not group["low_rank"]]
     if not hidden:
-        raise ValueError(f"{label} has nothing to do: none of the parameters is a hidden matrix; use adamw")
+        raise ValueError(
+            f"{label} has nothing to do: none of the parameters is a hidden matrix (biases, norms, embeddings, heads "
+            "and LoRA's factors are not); use adamw"
+        )
     parts = {label: build(merge(hidden))}
     if rest:
         parts["adamw"] = _adamw(rest, **adamw_options)
@@ -142,6 +145,31 @@ def _muon(
     )
 
 
+def _apollo(
+    groups: Groups,
+    *,
+    lr: float = 1e-3,
+    weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    adamw_eps: float = 1e-8,
+    **options: Any,
+) -> Optimizer:
+    from wrapkit.ext.apollo import Apollo
+
+    shared: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
+    return split(
+        groups,
+        "apollo",
+        lambda hidden: Apollo(hidden, **shared, eps=eps, **options),
+        {**shared, "eps": adamw_eps},
+    )
+
+
+def _apollo_mini(groups: Groups, **options: Any) -> Optimizer:
+    return _apollo(groups, **{"rank": 1, "scaling": "tensor", "scale": 128.0, **options})
+
+
 def _external_builder(build: Callable[..., Optimizer], *fixed: Any) -> Builder:
     return lambda groups, **options: build(*fixed, merge(groups), **options)
 
@@ -152,6 +180,8 @@ OPTIMIZERS: dict[str, Builder] = {
     "adagrad": _torch("Adagrad"),
     "adafactor": _torch("Adafactor"),
     "muon": _muon,
+    "apollo": _apollo,
+    "apollo-mini": _apollo_mini,
     "prodigy": _external_builder(_external.prodigy),
     "dadapt-adam": _external_builder(_external.dadapt, "DAdaptAdam"),
     "dadapt-sgd": _external_builder(_external.dadapt, "DAdaptSGD"),

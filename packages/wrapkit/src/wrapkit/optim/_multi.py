@@ -10,6 +10,16 @@ import torch
 from torch.optim import Optimizer
 
 
+class States(ChainMap):
+    """The parts' states as one. Looking up does not create an entry, as it would in the first part's defaultdict."""
+
+    def __getitem__(self, key: Any) -> Any:
+        for part in self.maps:
+            if key in part:
+                return part[key]
+        raise KeyError(key)
+
+
 class MultiOptimizer(Optimizer):
     """Optimizers over disjoint parameters that step as one.
 
@@ -17,8 +27,7 @@ class MultiOptimizer(Optimizer):
     usual layout, groups numbered one part after the other.
 
     Args:
-        parts: name -> optimizer. Groups added later name theirs: `add_param_group({..., "part": name})`;
-        without
+        parts: name -> optimizer. Groups added later name theirs: `add_param_group({..., "part": name})`; without
             a name they go to the last one.
 
     Raises:
@@ -43,7 +52,7 @@ class MultiOptimizer(Optimizer):
     def _join(self) -> None:
         """Show the parts' groups and states as this optimizer's own."""
         self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
-        self.state = ChainMap(*(part.state for part in self.parts.values()))  # type: ignore[assignment]
+        self.state = States(*(part.state for part in self.parts.values()))  # type: ignore[assignment]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -61,7 +70,7 @@ class MultiOptimizer(Optimizer):
             part.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        if not hasattr(self, "state") or not isinstance(self.state, ChainMap):
+        if not hasattr(self, "state") or not isinstance(self.state, States):
             super().add_param_group(param_group)  # the base class's constructor
             return
         own = dict(param_group)

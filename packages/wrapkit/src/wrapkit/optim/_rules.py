@@ -21,8 +21,8 @@ class Rule:
 
     Args:
         where: a dotted glob, a `Policy`, or a function of (name, parameter, owning module).
-        low_rank: whether these are hidden matrices, to be handled by APOLLO or Muon where one of them is
-        used. options: options of the optimizer's group, such as `lr` or `weight_decay`.
+        low_rank: whether these are hidden matrices, to be handled by APOLLO or Muon where one of them is used.
+        options: options of the optimizer's group, such as `lr` or `weight_decay`.
     """
 
     where: str | Policy | Condition
@@ -52,11 +52,20 @@ def is_head(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
     return any(segment in HEADS for segment in name.split("."))
 
 
+def is_adapter(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
+    """LoRA's factors: projecting what is of low rank already leaves nothing to learn from."""
+    from wrapkit.lora._layer import Factors
+    from wrapkit.lora._parametrize import Delta
+
+    return isinstance(module, (Factors, Delta))
+
+
 DEFAULT_RULES: tuple[Rule, ...] = (
     Rule(lambda name, parameter, module: True, low_rank=True),
     Rule(is_vector, low_rank=False, options={"weight_decay": 0.0}),
     Rule(is_embedding, low_rank=False, options={"weight_decay": 0.0}),
     Rule(is_head, low_rank=False),
+    Rule(is_adapter, low_rank=False),
 )
 
 

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
 from ._errors import UnsupportedObjectError
-from ._layout import nbytes_of
+from ._layout import ITEM_SIZES, nbytes_of
+from ._memory import memory_of
 from ._tree import encode
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Source:
-    """A tensor or numpy array to store: its value, and the dtype and shape it gets in the file."""
+    """A tensor or numpy array to store: its value, and what it is in the file."""
 
     value: torch.Tensor | np.ndarray
     dtype: str
     shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return nbytes_of(self.dtype, self.shape)
+    nbytes: int
 
 
 @dataclass
@@ -34,33 +35,40 @@ class Collected:
     tree: Any = None
     sources: dict[str, Source] = field(default_factory=dict)
     cast: torch.dtype | None = None
-    _name_of: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    _at: dict[int, tuple[str, ...]] = field(default_factory=dict)  # names of the sources that begin at an address
 
     def add(self, value: Any, path: tuple[str, ...]) -> str:
-        """Name a tensor or array; one that shares all its memory with an earlier one gets that one's name."""
-        identity = _identity(value)
-        if identity in self._name_of:
-            return self._name_of[identity]
+        """Name a tensor or array; one that is the same view of the same memory as an earlier one gets its name."""
+        dtype, address = self._inspect(value, path)
+        earlier = self._at.get(address, ())
+        for name in earlier:
+            if _is_same_view(self.sources[name].value, value):
+                return name
         wanted = ".".join(path).encode("utf-8", "replace").decode() or "tensor"
         name, repeat = wanted, 1
         while name in self.sources or name == "__metadata__":  # the header's own key
             repeat += 1
             name = f"{wanted}#{repeat}"
-        self.sources[name] = Source(value, self._stored_dtype(value, path), tuple(value.shape))
-        self._name_of[identity] = name
+        shape = tuple(value.shape)
+        self.sources[name] = Source(value, dtype, shape, nbytes_of(dtype, shape))
+        self._at[address] = (*earlier, name)
         return name
 
-    def _stored_dtype(self, value: Any, path: tuple[str, ...]) -> str:
+    def _inspect(self, value: Any, path: tuple[str, ...]) -> tuple[str, int]:
+        """The dtype that a value gets in the file, and its address."""
         if isinstance(value, np.ndarray):
-            return value.dtype.name
-        if value.layout is not torch.strided or value.is_quantized or hasattr(value, "__tensor_flatten__"):
+            return value.dtype.name, value.ctypes.data
+        dtype = dtype_name(value.dtype)
+        wrapped = type(value) not in _PLAIN and hasattr(value, "__tensor_flatten__")
+        if value.layout is not torch.strided or wrapped or dtype not in ITEM_SIZES:
             kind = f"a {type(value).__name__} of layout {value.layout}, dtype {value.dtype}"
             problem = f"at {'.'.join(path)}: expected a dense tensor, found {kind}; save its parts instead"
             raise UnsupportedObjectError(problem)
-        if value.device.type == "meta":
+        if value.is_meta:
             raise UnsupportedObjectError(f"at {'.'.join(path)}: a tensor on the meta device has no bytes")
-        dtype = self.cast if self.cast is not None and value.is_floating_point() else value.dtype
-        return dtype_name(dtype)
+        if self.cast is not None and value.is_floating_point():
+            dtype = dtype_name(self.cast)
+        return dtype, value.data_ptr()
 
 
 def collect(obj: Any, cast: torch.dtype | None = None) -> Collected:
@@ -92,6 +100,7 @@ def _has_module(obj: Any) -> bool:
     return all(type(key) is str for key in obj)
 
 
+@cache
 def dtype_name(dtype: torch.dtype) -> str:
     """``torch.float32`` to ``"float32"``."""
     return str(dtype).removeprefix("torch.")
@@ -111,31 +120,28 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def _identity(value: Any) -> tuple[Any, ...]:
-    """Equal for two values that are the same view of the same memory."""
-    if isinstance(value, np.ndarray):
-        address = value.__array_interface__["data"][0] if value.size else id(value)
-        return ("numpy", address, value.shape, value.strides, value.dtype.str)
-    if value.layout is not torch.strided or value.device.type == "meta" or value.numel() == 0:
-        return (id(value),)
-    return (
-        value.device,
-        value.data_ptr(),
-        value.shape,
-        value.stride(),
-        value.dtype,
-        value.is_conj(),
-        value.is_neg(),
-    )
+def _is_same_view(a: Any, b: Any) -> bool:
+    """Whether two values that begin at the same address are the same view of the same memory."""
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        if type(a) is not type(b) or a.size == 0:
+            return a is b
+        return (a.shape, a.strides, a.dtype) == (b.shape, b.strides, b.dtype)
+    if a.numel() == 0:  # no memory to share
+        return a is b
+    same_shape = a.device == b.device and a.dtype == b.dtype and a.shape == b.shape and a.stride() == b.stride()
+    return same_shape and a.is_conj() == b.is_conj() and a.is_neg() == b.is_neg()
 
 
 def contiguous_bytes(source: Source) -> memoryview:
-    """The bytes of a source in row-major order: a view where it can be, else a copy that the view owns."""
+    """The bytes of a source in row-major order: its own memory where it can be, else a copy that the view owns."""
     value = source.value
     if source.nbytes == 0:
         return memoryview(b"")
     if isinstance(value, np.ndarray):
         return memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+    as_it_is = value.is_cpu and value.is_contiguous() and dtype_name(value.dtype) == source.dtype
+    if as_it_is and not value.is_neg() and not value.is_conj():
+        return memory_of(value)
     value = value.detach().resolve_conj().resolve_neg()
     value = value.to(getattr(torch, source.dtype)).cpu().contiguous()
     return memoryview(value.reshape(-1).view(torch.uint8).numpy())

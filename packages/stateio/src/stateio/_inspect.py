@@ -64,16 +64,15 @@ def verify(path: str | os.PathLike[str]) -> int:
         OSError, StateFileError: as `stateio.load`; `ChecksumError` names the tensor.
     """
     from ._open import Foreign, open_layout
-    from ._stream import ByteReader
+    from ._stream import TensorReader
 
     opened = open_layout(path, verify=True)
     if isinstance(opened, Foreign):
         return 0
     compared = 0
     for part in opened.parts:
-        with ByteReader(part.path, verify=True) as reader:
-            for stored in sorted(part.tensors.values(), key=lambda stored: stored.offset):
-                reader.into(stored, memoryview(bytearray(stored.nbytes)))
-                reader.finish()
+        with TensorReader(part.path, verify=True) as reader:
+            for stored in part.tensors.values():
+                reader.read([(stored, memoryview(bytearray(stored.nbytes)))])  # one at a time
                 compared += stored.xxh3 is not None
     return compared

@@ -11,8 +11,9 @@ import torch
 from ._collect import as_dtype
 from ._errors import TruncatedFileError
 from ._layout import Layout, StoredTensor
-from ._open import Foreign, open_layout, rebuild
-from ._stream import ByteReader, Progress
+from ._memory import memory_of
+from ._open import Foreign, Opened, open_layout, rebuild
+from ._stream import Progress, TensorReader
 
 
 def load(
@@ -53,28 +54,28 @@ def load(
 
         state = load_foreign(opened.path, unsafe=unsafe, lazy=lazy)
         return map_tensors(state, lambda tensor: convert(tensor, device, cast))
-    arrays: set[str] = set()  # stored like tensors, neither moved nor cast
-    rebuild(opened.whole, lambda name: None, arrays.add)
-
-    def place(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor if name in arrays else convert(tensor, device, cast)
-
+    place = _placement(opened, torch.device(device), cast)
     tensors: dict[str, torch.Tensor] = {}
     for part in opened.parts:
         tensors |= _mapped(part, place) if lazy else _read(part, place, verify, progress)
     return rebuild(opened.whole, tensors.__getitem__, lambda name: tensors[name].numpy())
 
 
+_Place = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+def _placement(opened: Opened, device: torch.device, cast: torch.dtype | None) -> _Place | None:
+    """What moves and casts a tensor once it is read; None where they stay as they are."""
+    if device.type == "cpu" and cast is None:
+        return None
+    arrays: set[str] = set()  # stored like tensors, neither moved nor cast
+    rebuild(opened.whole, lambda name: None, arrays.add)
+    return lambda name, tensor: tensor if name in arrays else convert(tensor, device, cast)
+
+
 def empty_like(stored: StoredTensor) -> torch.Tensor:
     """Uninitialised memory for a stored tensor."""
     return torch.empty(stored.shape, dtype=getattr(torch, stored.dtype))
-
-
-def raw_memory(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, writable."""
-    if tensor.numel() == 0:
-        return memoryview(bytearray())
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
 
 
 def convert(tensor: torch.Tensor, device: torch.device | str, cast: torch.dtype | None) -> torch.Tensor:
@@ -99,25 +100,23 @@ def map_tensors(state: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
 
 
 def _read(
-    layout: Layout,
-    place: Callable[[str, torch.Tensor], torch.Tensor],
-    verify: bool,
-    progress: Progress | None,
+    layout: Layout, place: _Place | None, verify: bool, progress: Progress | None
 ) -> dict[str, torch.Tensor]:
-    """Read the tensors of one file in the order of their bytes."""
-    found: dict[str, torch.Tensor] = {}
-    with ByteReader(layout.path, verify=verify, progress=progress) as reader:
-        for stored in sorted(layout.tensors.values(), key=lambda stored: stored.offset):
-            tensor = empty_like(stored)
-            reader.into(stored, raw_memory(tensor))
-            found[stored.name] = place(stored.name, tensor)
-            if found[stored.name] is not tensor:
-                reader.finish()  # one staging tensor at a time
-        reader.finish()
-    return found
+    """Read the tensors of one file."""
+    with TensorReader(layout.path, verify=verify, progress=progress) as reader:
+        if place is None:
+            found = {name: empty_like(stored) for name, stored in layout.tensors.items()}
+            reader.read((stored, memory_of(found[name])) for name, stored in layout.tensors.items())
+            return found
+        placed: dict[str, torch.Tensor] = {}
+        for name, stored in layout.tensors.items():
+            staging = empty_like(stored)  # one at a time
+            reader.read([(stored, memory_of(staging))])
+            placed[name] = place(name, staging)
+        return placed
 
 
-def _mapped(layout: Layout, place: Callable[[str, torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+def _mapped(layout: Layout, place: _Place | None) -> dict[str, torch.Tensor]:
     """Tensors over a private mapping of one file: what is written to them stays in memory."""
     size = os.path.getsize(layout.path)
     storage = torch.UntypedStorage.from_file(layout.path, False, size)
@@ -130,5 +129,6 @@ def _mapped(layout: Layout, place: Callable[[str, torch.Tensor], torch.Tensor]) 
         raw = torch.empty(0, dtype=torch.uint8).set_(storage, stored.offset, (stored.nbytes,))
         if stored.offset % dtype.itemsize:
             raw = raw.clone()  # other writers need not align
-        found[stored.name] = place(stored.name, raw.view(dtype).reshape(stored.shape))
+        tensor = raw.view(dtype).reshape(stored.shape)
+        found[stored.name] = tensor if place is None else place(stored.name, tensor)
     return found

@@ -11,9 +11,10 @@ import torch
 
 from ._errors import StateFileError, TargetMismatchError
 from ._layout import StoredTensor
-from ._load import empty_like, raw_memory
+from ._load import empty_like
+from ._memory import memory_of
 from ._open import Foreign, open_layout, rebuild
-from ._stream import ByteReader, Progress
+from ._stream import Progress, TensorReader
 
 _SHOWN = 10  # names per list in an error message
 
@@ -106,23 +107,24 @@ def _read(
     verify: bool,
     progress: Progress | None,
 ) -> None:
-    with ByteReader(path, verify=verify, progress=progress) as reader:
-        for stored, tensor in sorted(pairs, key=lambda pair: pair[0].offset):
-            direct = (
-                tensor.device.type == "cpu"
-                and tensor.dtype == getattr(torch, stored.dtype)
-                and tensor.is_contiguous()
-                and not tensor.is_conj()
-                and not tensor.is_neg()
-            )
-            if direct:
-                reader.into(stored, raw_memory(tensor))
-            else:
-                staging = empty_like(stored)
-                reader.into(stored, raw_memory(staging))
-                reader.finish()  # one staging tensor at a time
-                tensor.copy_(staging)
-        reader.finish()
+    direct, staged = [], []
+    for stored, tensor in pairs:
+        if _takes_bytes(tensor, stored):
+            direct.append((stored, memory_of(tensor)))
+        else:
+            staged.append((stored, tensor))
+    with TensorReader(path, verify=verify, progress=progress) as reader:
+        reader.read(direct)
+        for stored, tensor in staged:
+            staging = empty_like(stored)  # one at a time
+            reader.read([(stored, memory_of(staging))])
+            tensor.copy_(staging)
+
+
+def _takes_bytes(tensor: torch.Tensor, stored: StoredTensor) -> bool:
+    """Whether the bytes in the file are those of the tensor's memory."""
+    same_dtype = tensor.dtype == getattr(torch, stored.dtype)
+    return tensor.is_cpu and same_dtype and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 def _target_tensors(target: torch.nn.Module | Mapping[str, Any]) -> Mapping[str, Any]:

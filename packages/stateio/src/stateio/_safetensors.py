@@ -11,14 +11,26 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from io import FileIO
+from json.encoder import encode_basestring as _quoted
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from ._errors import CorruptFileError, ForeignFileError, TruncatedFileError
-from ._layout import NO_DIGEST, Layout, StoredTensor, check_version, nbytes_of, seal, seal_is_intact
-from ._stream import ByteWriter, Progress, read_all
+from ._layout import (
+    FORMAT_VERSION,
+    ITEM_SIZES,
+    NO_DIGEST,
+    Layout,
+    StoredTensor,
+    check_version,
+    nbytes_of,
+    seal,
+    seal_is_intact,
+)
+from ._stream import ByteWriter, Progress, read_all, write_all
 
 if TYPE_CHECKING:
     from ._collect import Source
@@ -49,7 +61,8 @@ _RECENT_CODES = {"F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0"}
 _CODE_OF_DTYPE = {dtype: code for code, dtype in DTYPE_OF_CODE.items() if code not in _RECENT_CODES}
 _ALIGNMENT = 64  # bytes; of the first tensor, so that a mapped file gives aligned tensors
 _OWN_KEY = "stateio"
-_DIGEST_PREFIX = b'{"__metadata__":{"stateio":"{\\"stateio_version\\":1,\\"header\\":\\"'
+_DIGEST_PREFIX = f'{{"__metadata__":{{"stateio":"{{\\"stateio_version\\":{FORMAT_VERSION},\\"header\\":\\"'.encode()
+_DIGESTS_PREFIX = _DIGEST_PREFIX + NO_DIGEST.encode() + b'\\",\\"xxh3\\":\\"'  # those of the tensors follow
 OWN_MARK = b"stateio_version"  # in every header of ours, besides the key: one flipped bit leaves one of them
 
 
@@ -249,45 +262,48 @@ def write(
     """
     from ._collect import contiguous_bytes
 
-    names = sorted(sources, key=lambda name: -_item_size(sources[name]))  # stable: every tensor is aligned
-    views = {name: source.dtype for name, source in sources.items() if source.dtype not in _CODE_OF_DTYPE}
-
-    def header(digests: Sequence[str]) -> bytes:
-        own = {
-            "stateio_version": 1,
-            "header": NO_DIGEST,
-            "xxh3": "".join(digests),
-            "views": views,
-            "tree": tree,
-        }
-        strings = {_OWN_KEY: json.dumps(own, separators=(",", ":"))}
-        strings |= {key: json.dumps(value) for key, value in metadata.items()} | plain_metadata
-        entries: dict[str, Any] = {"__metadata__": strings}
-        end = 0
-        for name in names:
-            begin, end = end, end + sources[name].nbytes
-            entries[name] = _entry(sources[name], begin, end)
-        raw = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-        return raw + b" " * (-(8 + len(raw)) % _ALIGNMENT)
-
-    length = len(header([NO_DIGEST] * len(names)))
-    file.seek(8 + length)
-    with ByteWriter(file, progress) as writer:
-        digests = [writer.tensor(contiguous_bytes(sources[name])) for name in names]
-        writer.flush()
+    names = sorted(sources, key=lambda name: -ITEM_SIZES[sources[name].dtype])  # stable: every tensor is aligned
+    raw = bytearray(_header(sources, names, tree, metadata, plain_metadata))
+    file.seek(8 + len(raw))
+    writer = ByteWriter(file, progress)
+    digests = [writer.tensor(contiguous_bytes(sources[name])) for name in names]
+    writer.flush()
+    place = len(_DIGESTS_PREFIX)
+    raw[place : place + 16 * len(names)] = "".join(digests).encode()
     file.seek(0)
-    raw = seal(header(digests), len(_DIGEST_PREFIX))
-    with ByteWriter(file) as writer:
-        writer.write(struct.pack("<Q", len(raw)) + raw)
-        writer.flush()
+    write_all(file, memoryview(struct.pack("<Q", len(raw)) + seal(bytes(raw), len(_DIGEST_PREFIX))))
 
 
-def _item_size(source: Source) -> int:
-    return nbytes_of(source.dtype, ())
+def _header(
+    sources: Mapping[str, Source],
+    names: Sequence[str],
+    tree: Any,
+    metadata: Mapping[str, Any],
+    plain_metadata: Mapping[str, str],
+) -> bytes:
+    """The header, padded so that the first tensor is aligned, with zeros where the digests go."""
+    own = {
+        "stateio_version": FORMAT_VERSION,
+        "header": NO_DIGEST,
+        "xxh3": NO_DIGEST * len(names),
+        "views": {name: source.dtype for name, source in sources.items() if source.dtype not in _CODE_OF_DTYPE},
+        "tree": tree,
+    }
+    strings = {_OWN_KEY: json.dumps(own, separators=(",", ":"))}
+    strings |= {key: json.dumps(value) for key, value in metadata.items()} | plain_metadata
+    entries = [f'"__metadata__":{orjson.dumps(strings).decode()}']
+    end = 0
+    for name in names:  # text, since one dict and two lists a tensor keep the garbage collector busy
+        source = sources[name]
+        begin, end = end, end + source.nbytes
+        code, shape = _code_and_shape(source.dtype, source.shape)
+        entries.append(f'{_quoted(name)}:{{"dtype":"{code}","shape":{shape},"data_offsets":[{begin},{end}]}}')
+    raw = f"{{{','.join(entries)}}}".encode()
+    return raw + b" " * (-(8 + len(raw)) % _ALIGNMENT)
 
 
-def _entry(source: Source, begin: int, end: int) -> dict[str, Any]:
-    code, shape = _CODE_OF_DTYPE.get(source.dtype), list(source.shape)
-    if code is None:  # raw bytes, with the true dtype among the views
-        code, shape = "U8", [*shape, _item_size(source)]
-    return {"dtype": code, "shape": shape, "data_offsets": [begin, end]}
+@lru_cache(maxsize=1024)
+def _code_and_shape(dtype: str, shape: tuple[int, ...]) -> tuple[str, str]:
+    """What a header entry says, as text. A dtype that has no code is raw bytes, its name among the views."""
+    code = _CODE_OF_DTYPE.get(dtype)
+    return ("U8", str([*shape, ITEM_SIZES[dtype]])) if code is None else (code, str([*shape]))

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 from . import _safetensors
 from ._atomic import atomic_writer, remove_stale_temporaries
 from ._errors import CorruptFileError, StateFileError, TruncatedFileError
-from ._layout import NO_DIGEST, Layout, StoredTensor, check_version, seal, seal_is_intact
+from ._layout import FORMAT_VERSION, NO_DIGEST, Layout, StoredTensor, check_version, seal, seal_is_intact
 
 if TYPE_CHECKING:
     from ._collect import Source
     from ._stream import Progress
 
 INDEX_SUFFIX = ".index.json"
-_DIGEST_PREFIX = b'{"metadata":{"stateio":"{\\"stateio_version\\":1,\\"header\\":\\"'
+_DIGEST_PREFIX = f'{{"metadata":{{"stateio":"{{\\"stateio_version\\":{FORMAT_VERSION},\\"header\\":\\"'.encode()
 
 
 def resolve(path: str) -> str:
@@ -63,7 +63,8 @@ def write(
             with atomic_writer(shard) as file:
                 _safetensors.write(file, part, flat, {}, plain_metadata={"format": "pt"}, progress=progress)
             weight_map |= dict.fromkeys(names, shard.name)
-        own = json.dumps({"stateio_version": 1, "header": NO_DIGEST, "tree": tree}, separators=(",", ":"))
+        content = {"stateio_version": FORMAT_VERSION, "header": NO_DIGEST, "tree": tree}
+        own = json.dumps(content, separators=(",", ":"))
         total = sum(source.nbytes for source in sources.values())
         entries = {
             "stateio": own,

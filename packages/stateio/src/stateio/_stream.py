@@ -1,9 +1,15 @@
-"""Move tensor bytes between memory and a file while a second thread hashes them."""
+"""Move tensor bytes between memory and a file, each piece hashed while the processor's cache holds it.
+
+So a hash costs little more than nothing, and needs no thread of its own. Reading, several threads fill several
+tensors, straight in their own memory: one core alone does not use all that memory can do.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from types import TracebackType
 from typing import Self
@@ -14,26 +20,22 @@ from ._errors import ChecksumError, TruncatedFileError
 from ._layout import StoredTensor
 
 Progress = Callable[[int], object]
+Placed = tuple[StoredTensor, memoryview]  # a stored tensor and the memory it goes to
 
-SMALL = 1 << 18  # bytes; below this a thread hand-over or a system call of its own costs more than it saves
-BUFFER = 1 << 22  # bytes of small tensors gathered into one write
-PIECE = 1 << 26  # bytes moved between two progress reports
+PIECE = 1 << 18  # bytes moved and hashed at a time: they fit into the cache that a core has to itself
+BUFFER = 1 << 22  # bytes of tensors smaller than a piece, gathered into one write
+_THREADS = min(4, os.cpu_count() or 1)  # for reading; more only compete for memory
+_SPAN = 256  # neighbours read by one system call, which takes at most 1024 places, the gaps among them
+_GAP = memoryview(bytearray(1 << 12))  # takes the bytes between neighbours; nobody looks at them
 
 
 class ByteWriter:
-    """Append bytes and tensors to a file: small ones gathered, large ones hashed as they are written."""
+    """Append bytes and tensors to a file, small ones gathered."""
 
     def __init__(self, file: FileIO, progress: Progress | None = None) -> None:
         self._file = file
         self._progress = progress
         self._buffer = bytearray()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="stateio-hash")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._pool.shutdown()
 
     def write(self, data: bytes) -> None:
         """Append a few bytes that are no tensor's."""
@@ -41,20 +43,24 @@ class ByteWriter:
 
     def tensor(self, data: memoryview) -> str:
         """Append a tensor's bytes and return their xxh3."""
-        if len(data) < SMALL:
+        if len(data) < PIECE:
+            digest = xxhash.xxh3_64_hexdigest(data)
             self._buffer += data
             if len(self._buffer) >= BUFFER:
                 self.flush()
-            digest = xxhash.xxh3_64_hexdigest(data)
-            self._report(len(data))
-            return digest
-        self.flush()
-        hashing = self._pool.submit(xxhash.xxh3_64_hexdigest, data)
-        for start in range(0, len(data), PIECE):
-            piece = data[start : start + PIECE]
+        else:
+            self.flush()
+            digest = self._write_hashed(data)
+        if self._progress is not None:
+            self._progress(len(data))
+        return digest
+
+    def _write_hashed(self, data: memoryview) -> str:
+        hashed = xxhash.xxh3_64()
+        for piece in pieces(data):
+            hashed.update(piece)
             write_all(self._file, piece)
-            self._report(len(piece))
-        return hashing.result()
+        return hashed.hexdigest()
 
     def flush(self) -> None:
         """Write what has been gathered."""
@@ -62,21 +68,17 @@ class ByteWriter:
             write_all(self._file, memoryview(self._buffer))
             self._buffer = bytearray()
 
-    def _report(self, nbytes: int) -> None:
-        if self._progress is not None:
-            self._progress(nbytes)
 
-
-class ByteReader:
-    """Read tensors of a file into memory by offset; `finish` raises for those whose xxh3 differs."""
+class TensorReader:
+    """Read tensors of one file into memory by offset, several at a time, and compare their xxh3."""
 
     def __init__(self, path: str, *, verify: bool, progress: Progress | None = None) -> None:
         self._path = path
         self._verify = verify
         self._progress = progress
         self._file = FileIO(path, "r")
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="stateio-hash")
-        self._hashing: list[tuple[StoredTensor, Future[str]]] = []
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="stateio-read")
+        self._seeking = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -85,56 +87,112 @@ class ByteReader:
         self._pool.shutdown(cancel_futures=True)
         self._file.close()
 
-    def into(self, stored: StoredTensor, target: memoryview) -> None:
-        """Fill ``target`` (uint8, the tensor's size) with a tensor's bytes.
+    def read(self, placed: Iterable[Placed]) -> None:
+        """Fill each memory (uint8, as long as its tensor) with its tensor's bytes.
 
         Raises:
             TruncatedFileError: the file ends first.
-            ChecksumError: at once for a small tensor, from `finish` for a large one.
+            ChecksumError: naming the file, the tensor, the expected and the found xxh3; of several, the first
+                in the file. Other tensors may have been read by then.
         """
-        if self._file.tell() != stored.offset:
-            self._file.seek(stored.offset)
-        for start in range(0, len(target), PIECE):
-            piece = target[start : start + PIECE]
-            read_all(self._file, piece, self._path, stored.name)
+        spans = list(_spans(sorted(placed, key=lambda pair: pair[0].offset)))
+        done = map(self._read_span, spans) if len(spans) == 1 else self._pool.map(self._read_span, spans)
+        for nbytes in done:
             if self._progress is not None:
-                self._progress(len(piece))
-        if not self._verify or stored.xxh3 is None:
-            return
-        if len(target) < SMALL:
-            self._check(stored, xxhash.xxh3_64_hexdigest(target))
-        else:
-            self._hashing.append((stored, self._pool.submit(xxhash.xxh3_64_hexdigest, target)))
+                self._progress(nbytes)
 
-    def finish(self) -> None:
-        """Wait for the hashes under way and compare them.
+    def _read_span(self, span: Sequence[Placed]) -> int:
+        """Read neighbours in one go, or a large tensor by pieces; returns the bytes of the tensors."""
+        stored, memory = span[0]
+        if len(span) == 1:
+            digest, offset = xxhash.xxh3_64(), stored.offset
+            for piece in pieces(memory):
+                self._fill([piece], offset, span)
+                offset += len(piece)
+                if self._verify:
+                    digest.update(piece)
+            self._check(stored, digest.hexdigest())
+            return len(memory)
+        places, end = [], stored.offset
+        for stored, memory in span:
+            places += [_GAP[: stored.offset - end], memory]
+            end = stored.offset + len(memory)
+        self._fill(places, span[0][0].offset, span)
+        for stored, memory in span:
+            self._check(stored, xxhash.xxh3_64_hexdigest(memory) if self._verify else "")
+        return sum(len(memory) for _, memory in span)
 
-        Raises:
-            ChecksumError: naming the file, the tensor, the expected and the found xxh3.
-        """
-        while self._hashing:
-            stored, hashing = self._hashing.pop(0)
-            self._check(stored, hashing.result())
+    def _fill(self, places: list[memoryview], offset: int, span: Sequence[Placed]) -> None:
+        """Fill memory, one piece after the other, with what the file holds from ``offset`` on."""
+        wanted = sum(map(len, places))
+        while wanted:
+            count = self._read_at(places, offset)
+            if not count:
+                cut = next(stored for stored, _ in span if stored.offset + stored.nbytes > offset)
+                problem = f"the file ends at byte {offset}, before the {wanted} bytes read here do"
+                raise TruncatedFileError(problem, path=self._path, tensor=cut.name)
+            offset += count
+            wanted -= count
+            if wanted:  # a system call may read less than it is asked for
+                places = _after(places, count)
+
+    def _read_at(self, places: list[memoryview], offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), places, offset)
+        with self._seeking:  # Windows
+            self._file.seek(offset)
+            return self._file.readinto(next(place for place in places if place)) or 0
 
     def _check(self, stored: StoredTensor, found: str) -> None:
-        if found != stored.xxh3:
+        if self._verify and stored.xxh3 is not None and found != stored.xxh3:
             problem = f"expected xxh3 {stored.xxh3}, found {found}: its bytes changed after they were written"
             raise ChecksumError(problem, path=self._path, tensor=stored.name)
+
+
+def _spans(placed: Iterable[Placed]) -> Iterator[list[Placed]]:
+    """Neighbours in the file that are small together; a large tensor is alone."""
+    span: list[Placed] = []
+    end = size = 0
+    for stored, memory in placed:
+        gap = stored.offset - end
+        if span and (len(span) == _SPAN or size + len(memory) > PIECE or not 0 <= gap <= len(_GAP)):
+            yield span
+            span, size = [], 0
+        span.append((stored, memory))
+        size += len(memory)
+        end = stored.offset + len(memory)
+    if span:
+        yield span
+
+
+def _after(places: list[memoryview], count: int) -> list[memoryview]:
+    """What is left of memory once its first ``count`` bytes are filled."""
+    left = []
+    for place in places:
+        skipped = min(count, len(place))
+        count -= skipped
+        left.append(place[skipped:])
+    return left
+
+
+def pieces(data: memoryview) -> Iterator[memoryview]:
+    """``data``, a piece at a time."""
+    for start in range(0, len(data), PIECE):
+        yield data[start : start + PIECE]
 
 
 def write_all(file: FileIO, data: memoryview) -> None:
     """Write all of ``data``; one system call may write less than it is given."""
     while len(data):
-        written = file.write(data)
-        data = data[written:]
+        data = data[file.write(data) :]
 
 
-def read_all(file: FileIO, target: memoryview, path: str, tensor: str | None = None) -> None:
+def read_all(file: FileIO, target: memoryview, path: str) -> None:
     """Fill ``target`` or raise `TruncatedFileError`."""
     wanted = len(target)
     while len(target):
         count = file.readinto(target)
         if not count:
             problem = f"the file ends {len(target)} bytes before the {wanted} bytes read here do"
-            raise TruncatedFileError(problem, path=path, tensor=tensor)
+            raise TruncatedFileError(problem, path=path)
         target = target[count:]

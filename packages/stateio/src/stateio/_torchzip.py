@@ -21,7 +21,7 @@ from io import FileIO
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ._errors import CorruptFileError, TruncatedFileError
-from ._layout import NO_DIGEST, Layout, StoredTensor, check_version, nbytes_of, seal, seal_is_intact
+from ._layout import FORMAT_VERSION, NO_DIGEST, Layout, StoredTensor, check_version, nbytes_of, seal, seal_is_intact
 from ._stream import ByteWriter, Progress
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _ROOT = "stateio"  # the folder inside the zip; torch accepts any
 _MANIFEST = f"{_ROOT}/stateio.json"
-_MANIFEST_PREFIX = b'{"stateio_version":1,"header":"'
+_MANIFEST_PREFIX = f'{{"stateio_version":{FORMAT_VERSION},"header":"'.encode()
 _ALIGNMENT = 64
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
@@ -111,27 +111,27 @@ def write(
     from ._collect import contiguous_bytes
     from ._torchpickle import pickled
 
-    with ByteWriter(file, progress) as writer:
-        archive = _ZipWriter(writer)
-        archive.add(f"{_ROOT}/data.pkl", pickled(sources, tree))
-        archive.add(f"{_ROOT}/byteorder", sys.byteorder.encode())
-        entries = {}
-        for i, (name, source) in enumerate(sources.items()):
-            offset = archive.begin(f"{_ROOT}/data/{i}", source.nbytes)
-            digest = writer.tensor(contiguous_bytes(source))
-            entries[name] = [source.dtype, list(source.shape), offset, digest]
-        archive.add(f"{_ROOT}/version", b"3\n")
-        own = {
-            "stateio_version": 1,
-            "header": NO_DIGEST,
-            "tensors": entries,
-            "metadata": metadata,
-            "tree": tree,
-        }
-        manifest = json.dumps(own, separators=(",", ":")).encode()
-        archive.add(_MANIFEST, seal(manifest, len(_MANIFEST_PREFIX)))
-        archive.close()
-        writer.flush()
+    writer = ByteWriter(file, progress)
+    archive = _ZipWriter(writer)
+    archive.add(f"{_ROOT}/data.pkl", pickled(sources, tree))
+    archive.add(f"{_ROOT}/byteorder", sys.byteorder.encode())
+    entries = {}
+    for i, (name, source) in enumerate(sources.items()):
+        offset = archive.begin(f"{_ROOT}/data/{i}", source.nbytes)
+        digest = writer.tensor(contiguous_bytes(source))
+        entries[name] = [source.dtype, list(source.shape), offset, digest]
+    archive.add(f"{_ROOT}/version", b"3\n")
+    own = {
+        "stateio_version": FORMAT_VERSION,
+        "header": NO_DIGEST,
+        "tensors": entries,
+        "metadata": metadata,
+        "tree": tree,
+    }
+    manifest = json.dumps(own, separators=(",", ":")).encode()
+    archive.add(_MANIFEST, seal(manifest, len(_MANIFEST_PREFIX)))
+    archive.close()
+    writer.flush()
 
 
 def _manifest(file: BinaryIO) -> tuple[list[str], bytes | None]:

@@ -1,13 +1,25 @@
-"""Ranks for the tests: forked, so that a test's own closure can be what they run."""
+"""Ranks for the tests, which run a test's own closures."""
 
 from __future__ import annotations
 
 import faulthandler
+import multiprocessing
+import sys
 from collections.abc import Callable
+from multiprocessing import forkserver
 from typing import Any
 
+import cloudpickle
 import distkit
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server() -> None:
+    """Start the process the ranks are forked from with all that they import, once."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        multiprocessing.set_forkserver_preload(["distkit", "pytest", "torch.distributed.fsdp"])
+        forkserver.ensure_running()
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +38,8 @@ def ranks() -> Callable[..., list[Any]]:
             faulthandler.dump_traceback_later(timeout * 0.75)  # a hang says where
             return fn()
 
-        return distkit.launch(watched, n, timeout=timeout, start="fork")
+        for module in (__name__, fn.__module__):  # the ranks cannot import them
+            cloudpickle.register_pickle_by_value(sys.modules[module])
+        return distkit.launch(watched, n, timeout=timeout)
 
     return run

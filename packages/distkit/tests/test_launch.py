@@ -9,10 +9,13 @@ import sys
 import textwrap
 import threading
 import time
+from datetime import timedelta
 
 import distkit
 import pytest
 import torch
+import torch.distributed as dist
+from distkit.attempt import fresh_store
 
 
 def test_results_come_in_the_order_of_the_ranks(ranks):
@@ -25,6 +28,31 @@ def test_results_come_in_the_order_of_the_ranks(ranks):
 
 def test_arguments():
     assert distkit.launch(lambda a, b: a + b, 2, (1, 2)) == [3, 3]
+
+
+def test_tensors_outlive_the_rank_that_returned_them(ranks):
+    assert [t.tolist() for t in ranks(lambda: torch.full((2,), float(distkit.rank())))] == [[0.0, 0.0], [1.0, 1.0]]
+
+
+def test_ranks_see_the_environment_as_it_is_now(ranks, monkeypatch):
+    monkeypatch.setenv("DISTKIT_TEST", "now")
+    assert ranks(lambda: os.environ["DISTKIT_TEST"]) == ["now", "now"]
+
+
+def test_what_cannot_be_pickled_is_an_error_with_a_remedy(monkeypatch):
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        distkit.launch(print, 1, (threading.Lock(),))
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    with pytest.raises(TypeError, match=r"closures.* need cloudpickle"):
+        distkit.launch(lambda: None, 1)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+def test_ranks_are_forked_from_a_process_without_threads(ranks):
+    """A lock held by a thread that a fork does not copy is never released: FSDP2 ranks hung for it."""
+    torch.randn(400, 400) @ torch.randn(400, 400)  # this process has threads
+    counts = ranks(lambda: len(os.listdir(f"/proc/{os.getppid()}/task")))
+    assert counts == [1, 1]
 
 
 def test_the_first_traceback_is_what_the_caller_sees(ranks):
@@ -69,7 +97,7 @@ def test_launches_side_by_side_do_not_collide():
     results = {}
 
     def one(key):
-        results[key] = distkit.launch(lambda: distkit.agree(key, op="sum"), 2, start="fork")
+        results[key] = distkit.launch(lambda: distkit.agree(key, op="sum"), 2)
 
     threads = [threading.Thread(target=one, args=(k,)) for k in (1, 2, 3)]
     for t in threads:
@@ -94,13 +122,17 @@ def test_spawned_ranks(tmp_path):
     assert out.stdout.strip() == "[21, 21]", out.stderr
 
 
-def test_torchrun_restarts_a_failed_group(tmp_path):
+@pytest.mark.parametrize("late", [0, 1])
+def test_torchrun_restarts_a_failed_group(tmp_path, late):
+    """The second attempt meets the first one's addresses in torchrun's store, whichever rank comes first."""
     script = tmp_path / "main.py"
     script.write_text(
         textwrap.dedent("""
-        import os, pathlib, distkit
+        import os, pathlib, time, distkit
+        attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+        if attempt == 1 and os.environ["RANK"] == os.environ["LATE"]:
+            time.sleep(1.5)
         with distkit.session("gloo", timeout=60) as env:
-            attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
             total = distkit.agree(env.rank + 1, op="sum")
             if attempt == 0 and env.rank == 1:
                 os._exit(3)
@@ -108,17 +140,26 @@ def test_torchrun_restarts_a_failed_group(tmp_path):
             pathlib.Path(os.environ["OUT"], f"{env.rank}").write_text(f"{attempt} {total}")
         """)
     )
-    subprocess.run(
+    run = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
             *("--max-restarts=1", str(script)),
         ],
-        env={**os.environ, "OUT": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OUT": str(tmp_path), "LATE": str(late), "OMP_NUM_THREADS": "1"},
         capture_output=True,
+        text=True,
         timeout=120,
-        check=True,
     )
+    assert run.returncode == 0, run.stderr
     assert [(tmp_path / str(r)).read_text() for r in range(2)] == ["1 3", "1 3"]
+
+
+def test_a_rank_that_never_comes_to_the_store_is_an_error():
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with pytest.raises(TimeoutError, match="rank 1, 2 did not come"):
+        fresh_store(store, 0, 3, timedelta(seconds=0.1))
+    with pytest.raises(TimeoutError, match="rank 0 did not come"):
+        fresh_store(store, 1, 3, timedelta(seconds=0.1))
 
 
 def test_free_port_leaves_no_socket():

@@ -5,12 +5,16 @@ from __future__ import annotations
 import faulthandler
 import multiprocessing
 import os
+import pickle
+import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 import torch
 import torch.distributed as dist
@@ -107,34 +111,61 @@ def make_trainer(tmp_path: Path, make_engine) -> Callable[..., trainloop.Trainer
     return make
 
 
-def _rank_main(fn, rank: int, world: int, port: int, send) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def server() -> None:
+    """Start the process the ranks are forked from with all that they import, once.
+
+    They are never forked from this one: torch has started threads in it, and a lock that one of them held at
+    that moment would stay locked in the rank for ever.
+    """
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        multiprocessing.set_forkserver_preload(["pytest", "trainloop.trainer", "trainloop.ddp", "trainloop.fsdp"])
+        forkserver.ensure_running()
+
+
+class _ByValue:
+    """Arrives in another process as the function it was made of, closure and all."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickle.loads, (cloudpickle.dumps(self.fn),)
+
+
+def _rank_main(fn: Callable[[int], Any], environ: dict[str, str], rank: int, world: int, port: int, send) -> None:
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(25)
+    faulthandler.dump_traceback_later(45)
+    os.environ.clear()
     os.environ.update(
-        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+        environ
+        | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     )
-    dist.init_process_group("gloo", timeout=timedelta(seconds=30))
     try:
-        send.send((True, fn(rank)))
+        dist.init_process_group("gloo", timeout=timedelta(seconds=30))
+        answer = (True, fn(rank))
     except BaseException:
-        send.send((False, traceback.format_exc()))
-    finally:
-        send.close()
-        os._exit(0)  # the other ranks may be gone: no orderly end of the group
+        answer = (False, traceback.format_exc())
+    send.send_bytes(pickle.dumps(answer))
+    send.close()
+    os._exit(0)  # the other ranks may be gone: no orderly end of the group
 
 
 @pytest.fixture
 def ranks() -> Callable[..., list[Any]]:
-    """`ranks(fn, n)` runs `fn(rank)` on n forked gloo ranks; what each returned, in order."""
+    """`ranks(fn, n)` runs `fn(rank)` on n gloo ranks; what each returned, in order. `fn` may be a closure."""
 
     def run(fn: Callable[[int], Any], n: int = 2, timeout: float = 60.0) -> list[Any]:
-        context = multiprocessing.get_context("fork")
+        for module in (__name__, fn.__module__):  # the ranks cannot import them
+            cloudpickle.register_pickle_by_value(sys.modules[module])
+        context = multiprocessing.get_context("forkserver")
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         started = []
         for rank in range(n):
             receive, send = context.Pipe(duplex=False)
-            process = context.Process(target=_rank_main, args=(fn, rank, n, store.port, send))
+            arguments = (_ByValue(fn), dict(os.environ), rank, n, store.port, send)
+            process = context.Process(target=_ByValue(_rank_main), args=arguments)
             process.start()
             send.close()
             started.append((process, receive))
@@ -142,7 +173,7 @@ def ranks() -> Callable[..., list[Any]]:
             results = []
             for rank, (_, receive) in enumerate(started):
                 assert receive.poll(timeout), f"rank {rank} hangs"
-                results.append(receive.recv())
+                results.append(pickle.loads(receive.recv_bytes()))
         finally:
             for process, _ in started:
                 process.kill()

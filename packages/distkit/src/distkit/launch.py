@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
-import sys
+import pickle
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import torch.distributed as dist
 
 from distkit.session import session
 
-Start = Literal["auto", "fork", "spawn"]
+Start = Literal["auto", "forkserver", "spawn"]
 
 
 class LaunchError(RuntimeError):
@@ -43,14 +44,17 @@ def launch(
     """Run `fn(*args)` on `nprocs` ranks, each in a gloo session of its own process.
 
     The ranks meet at a store this process holds, on a port the system chose, so that launches side by
-    side never collide.
+    side never collide. They are never forked from this process: torch may have started threads in it, and a
+    lock that one of them held at that moment would stay locked in the rank for ever.
 
     Args:
-        fn: with `spawn` it must be importable; with `fork` a closure will do.
+        fn: importable; with cloudpickle installed (`distkit[closures]`) also a closure or a notebook's
+            function. A script calls `launch` under `if __name__ == "__main__":`.
         nprocs: ranks.
-        args: for `fn`; with `spawn` they are pickled.
+        args: for `fn`; pickled.
         timeout: seconds for the whole, and for each collective within.
-        start: `auto` forks on Linux as long as CUDA is not in use, and spawns elsewhere.
+        start: `forkserver` forks the ranks from a clean process that has loaded torch, so that only the
+            first launch waits for that; `spawn` starts each anew; `auto` is the first where it exists.
 
     Returns:
         what each rank returned, in the order of the ranks; it is pickled.
@@ -58,18 +62,19 @@ def launch(
     Raises:
         LaunchError: a rank raised, died or did not end in time. The other ranks are ended first.
         ValueError: `nprocs` below 1.
+        TypeError: `fn` or `args` cannot be pickled.
     """
     if nprocs < 1:
         raise ValueError(f"nprocs must be 1 or more, found {nprocs}")
-    if start == "auto":
-        start = "fork" if sys.platform == "linux" and not torch.cuda.is_initialized() else "spawn"
-    context = multiprocessing.get_context(start)
+    work = _pickled((fn, tuple(args)))
+    context = _context(start)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout))
     ranks: list[tuple[Any, Connection]] = []
     try:
         for rank in range(nprocs):
             receive, send = context.Pipe(duplex=False)
             environment = {
+                **os.environ,
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(nprocs),
@@ -77,7 +82,7 @@ def launch(
                 "MASTER_PORT": str(store.port),
                 "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 joins our store and opens none
             }
-            process = context.Process(target=_rank_main, args=(fn, args, environment, timeout, send))
+            process = context.Process(target=_rank_main, args=(work, environment, timeout, send))
             process.start()
             send.close()
             ranks.append((process, receive))
@@ -88,6 +93,29 @@ def launch(
                 process.kill()
             process.join()
             receive.close()
+
+
+def _context(start: Start) -> Any:
+    if start == "auto":
+        start = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(start)
+    if start == "forkserver":
+        context.set_forkserver_preload([__name__])  # heeded when the server is not up yet
+    return context
+
+
+def _pickled(work: tuple[Callable[..., Any], tuple[Any, ...]]) -> bytes:
+    try:
+        pickler = importlib.import_module("cloudpickle")
+    except ImportError:
+        pickler = pickle
+    try:
+        return pickler.dumps(work)
+    except (pickle.PicklingError, AttributeError, TypeError) as e:
+        raise TypeError(
+            f"launch: {work[0]!r} or its arguments cannot be pickled ({e}). Pass a function of a module; closures "
+            "and a notebook's functions need cloudpickle: pip install distkit[closures]"
+        ) from e
 
 
 def _collect(ranks: list[tuple[Any, Connection]], timeout: float) -> list[Any]:
@@ -102,7 +130,7 @@ def _collect(ranks: list[tuple[Any, Connection]], timeout: float) -> list[Any]:
         for receive in ready:
             rank = pending.pop(receive)  # type: ignore[index]
             try:
-                ok, value = receive.recv()  # type: ignore[union-attr]
+                ok, value = pickle.loads(receive.recv_bytes())  # type: ignore[union-attr]
             except EOFError:
                 ranks[rank][0].join()
                 code = ranks[rank][0].exitcode
@@ -113,26 +141,25 @@ def _collect(ranks: list[tuple[Any, Connection]], timeout: float) -> list[Any]:
     return [results[rank] for rank in range(len(ranks))]
 
 
-def _rank_main(
-    fn: Callable[..., Any],
-    args: Sequence[Any],
-    environment: dict[str, str],
-    timeout: float,
-    send: Connection,
-) -> None:
+def _rank_main(work: bytes, environment: dict[str, str], timeout: float, send: Connection) -> None:
+    def tell(ok: bool, value: Any) -> None:
+        send.send_bytes(pickle.dumps((ok, value)))  # send() would pass tensors as memory that ends with us
+
+    os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)
     try:
+        fn, args = pickle.loads(work)
         with session("gloo", timeout):
             try:
                 result = fn(*args)
             except BaseException:
-                send.send((False, traceback.format_exc()))  # before the group goes and others fail for it
+                tell(False, traceback.format_exc())  # before the group goes and others fail for it
                 raise
-        send.send((True, result))
+        tell(True, result)
     except BaseException:
         try:
-            send.send((False, traceback.format_exc()))
+            tell(False, traceback.format_exc())
         except OSError:
             os._exit(1)  # the caller is gone
         os._exit(1)

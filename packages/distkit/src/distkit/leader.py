@@ -48,15 +48,21 @@ def leader_only(scope: Scope = "global", default: D = None) -> Callable[[Callabl
         def run(*args: P.args, **kwargs: P.kwargs) -> R | D:
             if not leads(scope):
                 return default
-            token = in_leader_section.set(f"leader_only function {fn.__qualname__}()")
-            try:
+            with _leader_section(f"leader_only function {fn.__qualname__}()"):
                 return fn(*args, **kwargs)
-            finally:
-                in_leader_section.reset(token)
 
         return run
 
     return decorate
+
+
+@contextmanager
+def _leader_section(name: str) -> Iterator[None]:
+    token = in_leader_section.set(name)
+    try:
+        yield
+    finally:
+        in_leader_section.reset(token)
 
 
 @contextmanager

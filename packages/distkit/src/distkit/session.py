@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -10,6 +11,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+from distkit.attempt import fresh_store
 from distkit.control import DEFAULT_TIMEOUT, barrier, close_control, open_control
 from distkit.environment import DistEnv
 
@@ -66,6 +68,11 @@ def _resolve(backend: Backend) -> str:
 def _join(env: DistEnv, backend: str, timeout: timedelta) -> None:
     if env.world_size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and env.source == "torchrun":
+        store = dist.TCPStore(env.master_addr, env.master_port, is_master=False, timeout=timeout)
+        store = fresh_store(store, env.rank, env.world_size, timeout)
+        dist.init_process_group(backend, store=store, rank=env.rank, world_size=env.world_size, timeout=timeout)
         return
     dist.init_process_group(
         backend,

@@ -191,3 +191,9 @@ def test_the_readme_runs_and_prints_what_it_says(tmp_path, python):
     code = text.split("```python\n")[1].split("```")[0]
     expected = text.split("```text\n")[1].split("```")[0]
     assert python("-c", code, cwd=tmp_path).stdout == expected
+
+
+def test_the_quickstart_runs(python):
+    script = str(Path(__file__).parents[1] / "examples" / "quickstart.py")
+    assert python(script, "trainer.iterations=10").stdout.endswith("cli\n")
+    assert "Optimizer steps to take." in python(script, "--help").stdout

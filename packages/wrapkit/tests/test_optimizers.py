@@ -32,6 +32,14 @@ def options(name):
     )
 
 
+@pytest.fixture
+def eager():
+    """torchao compiles its steps, which takes a minute and changes nothing here."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_lowers_the_loss_and_resumes_from_a_weights_only_file(name, language_model, train):
     need(name)

@@ -10,8 +10,6 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-__version__ = version("wrapkit")
-
 # Names and where they live: importing wrapkit does not import torch.
 _CONTENTS = {
     "BackendUnavailable": "wrapkit._errors",
@@ -46,6 +44,8 @@ __all__ = sorted(_CONTENTS)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("wrapkit")
     if name not in _CONTENTS:
         raise AttributeError(f"module 'wrapkit' has no attribute {name!r}")
     value = getattr(import_module(_CONTENTS[name]), name)

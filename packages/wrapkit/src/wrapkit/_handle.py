@@ -18,11 +18,13 @@ class Handle:
     Attributes:
         model: the model that was changed.
         changed: dotted names of what was changed.
+        skipped: name -> reason, of what was chosen but could not be changed.
     """
 
     def __init__(self, model: nn.Module, changed: list[str]) -> None:
         self.model = model
         self.changed = changed
+        self.skipped: dict[str, str] = {}
         self._steps: list[tuple[Callable[[], None], Check | None]] = []
         self._parts: list[Handle] = []
         self._undone = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -33,32 +33,45 @@ def replace(
 
     Args:
         model: changed in place; it may itself be one of the modules swapped.
-        what: old type -> new type or function of the old module; or the name of a backend ("bnb.int8",
-            "bitlinear", …; see `wrapkit.backends`). A new type is built with `from_module(old)` if it has
-            that, else with the old module's constructor arguments.
+        what: old type -> new type or function of the old module; or the name of a backend: "bitlinear";
+            "bnb.int8", "bnb.int8-training", "bnb.stable-embedding"; "torchao.float8", "torchao.int8",
+            "torchao.int8-dynamic", "torchao.int4"; "te.fp8". A new type is built with `from_module(old)` if it
+            has that, else with the old module's constructor arguments.
         policy: which modules; without it all of the given types.
         subclasses: also swap modules of types derived from the given ones.
         keep_weights: give new modules the old ones' parameters. False leaves that to the function.
 
     Returns:
-        A handle; `handle.undo()` puts the old objects back.
+        A handle; `handle.undo()` puts the old objects back. Its `skipped` names the layers that the backend cannot
+        take, with the reason.
 
     Raises:
         PatternError: a pattern of the policy covers nothing.
         ValueError: nothing to swap, or a swap that would untie a parameter. The model is not changed then.
+        BackendUnavailable: the package behind a backend cannot be used here.
     """
-    if isinstance(what, str):
-        from wrapkit.backends import replacements
-
-        what = replacements(what)
+    skipped: dict[str, str] = {}
     policy = policy or Policy()
-    targets = select(model, what, policy, subclasses)
+    if isinstance(what, str):
+        from wrapkit.backends import backend
+
+        chosen = backend(what)
+        targets = select(model, chosen.replaces, policy, subclasses)
+        skipped = {name: reason for old, (name, _) in targets.items() if (reason := chosen.refuses(old))}
+        targets = {old: target for old, target in targets.items() if target[0] not in skipped}
+        kinds: Iterable[type] = chosen.replaces
+    else:
+        targets, kinds = select(model, what, policy, subclasses), what
+    if skipped and not targets:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise ValueError(f"nothing to replace: {what} takes none of these layers ({listed})")
     if not targets:
-        kinds = ", ".join(kind.__name__ for kind in what)
-        raise ValueError(f"nothing to replace: the policy chooses no {kinds} in this {type(model).__name__}")
+        wanted = ", ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"nothing to replace: the policy chooses no {wanted} in this {type(model).__name__}")
     built = {old: _build(old, factory, keep_weights) for old, (_, factory) in targets.items()}
     _restore_ties(model, built)
     handle = Handle(model, [name for name, _ in targets.values()])
+    handle.skipped = skipped
     swap(handle, model, built)
     return handle
 

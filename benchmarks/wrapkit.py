@@ -1,0 +1,349 @@
+"""wrapkit against torch, bitsandbytes, torchao, apollo-torch and galore-torch, in one run.
+
+    uv run --no-sync --with apollo-torch --with galore-torch python benchmarks/wrapkit.py [--quick] [--out FILE]
+        [--only step,replace,memory,characters] [--seeds 3]
+
+* step: seconds of one optimizer step and bytes of state, optimizers in turn, medians; the limit is the time of reading
+  and writing the weights once and reading the gradients once.
+* replace: seconds to replace 2,000 layers and to undo it, against building that many layers.
+* memory: bytes predicted by the planner and measured.
+* characters: a character transformer (d128, 5 layers) on Python's own sources, 400 steps, each optimizer and seed.
+
+apollo-torch and galore-torch are peers: installed for the measurement, run, and never read. A peer that is not
+installed is named as missing.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: E402 - this file has the name of the package, so its folder must not be searched first
+import sys
+from pathlib import Path
+
+sys.path = [p for p in sys.path if Path(p).resolve() != Path(__file__).parent]
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import sysconfig
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+import wrapkit
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PACKAGES = ("wrapkit", "torch", "bitsandbytes", "torchao", "prodigyopt", "apollo-torch", "galore-torch")
+RANK = 32
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # B, T, D
+        q, k, v = self.qkv(self.first(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2))
+        return x + self.down(F.gelu(self.up(self.second(x))))
+
+
+class CharacterModel(nn.Module):
+    """1.02 million parameters at the default size."""
+
+    def __init__(self, width: int = 128, layers: int = 5, context: int = 128) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(128, width), nn.Embedding(context, width)
+        self.layers = nn.ModuleList(Block(width, 4) for _ in range(layers))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 128, bias=False)
+        for name, p in self.named_parameters():
+            if p.ndim == 2:
+                scale = 0.02 / math.sqrt(2 * layers) if name.endswith(("out.weight", "down.weight")) else 0.02
+                nn.init.normal_(p, std=scale)
+
+    def forward(self, ids: Tensor) -> Tensor:  # B, T -> B, T, 128
+        x = self.tokens(ids) + self.positions.weight[: ids.size(1)]
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x))
+
+
+# Optimizers -----------------------------------------------------------------------------------------------------
+
+
+def peer_groups(model: nn.Module, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Hidden matrices with a peer's own options, the rest without; no decay for vectors and embeddings, as here."""
+    groups = []
+    for group in wrapkit.optim.sort_parameters(model):
+        own = {"params": group["params"], "weight_decay": group.get("weight_decay", 0.01)}
+        groups.append({**own, **options} if group["low_rank"] else own)
+    return groups
+
+
+def reference_apollo(model: nn.Module, lr: float, **options: Any) -> torch.optim.Optimizer:
+    from apollo_torch import APOLLOAdamW
+
+    own = {"rank": RANK, "proj": "random", "scale_type": "channel", "scale": 1, "update_proj_gap": 200}
+    return APOLLOAdamW(peer_groups(model, {**own, "proj_type": "std", **options}), lr=lr)
+
+
+def reference_mini(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    return reference_apollo(model, lr, rank=1, scale_type="tensor", scale=128)
+
+
+def galore(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    from galore_torch import GaLoreAdamW
+
+    options = {"rank": RANK, "update_proj_gap": 200, "scale": 0.25, "proj_type": "std"}
+    return GaLoreAdamW(peer_groups(model, options), lr=lr)
+
+
+def ours(name: str, **options: Any) -> Callable[..., torch.optim.Optimizer]:
+    return lambda model, lr: wrapkit.optimizer(name, model, lr=lr, **options)
+
+
+def torch_foreach(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=lr, foreach=True)
+
+
+BUILDERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "torch AdamW foreach": torch_foreach,
+    "adamw (fused)": ours("adamw"),
+    "apollo": ours("apollo", rank=RANK),
+    "apollo-torch": reference_apollo,
+    "apollo-mini": ours("apollo-mini"),
+    "apollo-torch mini": reference_mini,
+    "galore-torch": galore,
+    "muon": ours("muon"),
+    "prodigy": ours("prodigy"),
+    "adamw8bit (bitsandbytes)": ours("adamw8bit"),
+    "torchao-adamw8bit": ours("torchao-adamw8bit"),
+}
+
+
+def tensors_in(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor in an optimizer's state, also inside objects and tensor subclasses, once."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        if hasattr(value, "__tensor_flatten__"):
+            for name in value.__tensor_flatten__()[0]:
+                yield from tensors_in(getattr(value, name), seen)
+        else:
+            yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item, seen)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item, seen)
+    elif hasattr(value, "__dict__"):
+        yield from tensors_in(vars(value), seen)
+
+
+def state_bytes(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
+    weights = {p.data_ptr() for p in model.parameters()}
+    found = {t.data_ptr(): t.numel() * t.element_size() for s in optimizer.state.values() for t in tensors_in(s, set())}
+    return sum(size for pointer, size in found.items() if pointer not in weights)
+
+
+def build_all(names: Iterable[str], make: Callable[[], nn.Module], lr: float = 1e-3) -> dict[str, Any]:
+    built: dict[str, Any] = {}
+    for name in names:
+        model = make()
+        try:
+            built[name] = (model, BUILDERS[name](model, lr))
+        except ImportError as error:
+            built[name] = f"missing: {error}"
+    return built
+
+
+# Measurements ---------------------------------------------------------------------------------------------------
+
+
+def measure_step(quick: bool) -> list[dict[str, Any]]:
+    """Seconds of a step, optimizers in turn, medians; at the size of the character model and at a larger one."""
+    rows = []
+    for width, layers, rounds in [(128, 5, 30)] if quick else [(128, 5, 60), (512, 4, 25)]:
+        torch.manual_seed(0)
+        built = build_all(BUILDERS, lambda w=width, n=layers: CharacterModel(w, n))
+        gradients = [torch.randn_like(p) * 1e-2 for p in CharacterModel(width, layers).parameters()]
+        times: dict[str, list[float]] = {name: [] for name in built}
+        copies = [torch.randn_like(g) for g in gradients]
+        limit = []
+        for turn in range(rounds + 3):
+            for name, pair in built.items():
+                if isinstance(pair, str):
+                    continue
+                model, optimizer = pair
+                for p, g in zip(model.parameters(), gradients, strict=True):
+                    p.grad = g.clone()
+                start = time.perf_counter()
+                optimizer.step()
+                if turn >= 3:  # the first ones compile and allocate
+                    times[name].append(time.perf_counter() - start)
+            start = time.perf_counter()
+            torch._foreach_add_(copies, gradients, alpha=-1e-3)
+            limit.append(time.perf_counter() - start)
+        base = statistics.median(times["torch AdamW foreach"])
+        plain = state_bytes(built["torch AdamW foreach"][1], built["torch AdamW foreach"][0])
+        size = f"d{width} x {layers}"
+        for name, pair in built.items():
+            if isinstance(pair, str):
+                rows.append({"size": size, "optimizer": name, "seconds": None, "note": pair})
+                continue
+            seconds = statistics.median(times[name])
+            held = state_bytes(pair[1], pair[0])
+            row = {"size": size, "optimizer": name, "ms": 1e3 * seconds, "of AdamW foreach": seconds / base}
+            rows.append(row | {"state bytes": held, "state of AdamW": held / plain})
+        seconds = statistics.median(limit[3:])
+        row = {"size": size, "optimizer": "limit: w -= a g", "ms": 1e3 * seconds, "of AdamW foreach": seconds / base}
+        rows.append(row)
+    return rows
+
+
+def corpus(context: int) -> tuple[Tensor, Tensor]:
+    """Python's own sources as ASCII; the last twentieth of the files is for validation."""
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    texts = [f.read_bytes().decode("utf-8", "ignore").encode("ascii", "ignore") for f in files]
+    cut = len(files) - len(files) // 20
+    as_ids = [torch.frombuffer(bytearray(b"".join(part)), dtype=torch.uint8) for part in (texts[:cut], texts[cut:])]
+    return as_ids[0], as_ids[1]
+
+
+# AdamW gets the best of four learning rates; the others those that their papers or packages propose.
+CHARACTERS: list[tuple[str, float]] = [
+    ("adamw (fused)", 3e-4),
+    ("adamw (fused)", 1e-3),
+    ("adamw (fused)", 3e-3),
+    ("adamw (fused)", 1e-2),
+    ("apollo", 1e-2),
+    ("apollo-torch", 1e-2),
+    ("apollo-mini", 1e-2),
+    ("apollo-torch mini", 1e-2),
+    ("galore-torch", 1e-2),
+    ("muon", 3e-3),
+    ("prodigy", 1.0),
+]
+
+
+def batch(ids: Tensor, size: int, context: int, generator: torch.Generator) -> Tensor:
+    starts = torch.randint(len(ids) - context - 1, (size,), generator=generator)
+    return torch.stack([ids[s : s + context + 1] for s in starts.tolist()]).long()  # B, T + 1
+
+
+def train(name: str, lr: float, seed: int, steps: int, size: int = 8, context: int = 128) -> dict[str, Any]:
+    train_ids, held_out = corpus(context)
+    torch.manual_seed(seed)
+    model, generator = CharacterModel(), torch.Generator().manual_seed(seed)
+    try:
+        optimizer = BUILDERS[name](model, lr)
+    except ImportError as error:
+        return {"optimizer": name, "lr": lr, "seed": seed, "loss": None, "note": f"missing: {error}"}
+    warmup = max(1, steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda i: min(1, (i + 1) / warmup) * (0.55 + 0.45 * math.cos(math.pi * max(0, i - warmup) / (steps - warmup))),
+    )
+    spent = 0.0
+    for _ in range(steps):
+        ids = batch(train_ids, size, context, generator)
+        loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        start = time.process_time()
+        optimizer.step()
+        spent += time.process_time() - start
+        schedule.step()
+    model.eval()
+    generator.manual_seed(1234)
+    with torch.no_grad():
+        losses = []
+        for _ in range(32):
+            ids = batch(held_out, 16, context, generator)
+            losses.append(F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).item())
+    held = state_bytes(optimizer, model)
+    row = {"optimizer": name, "lr": lr, "seed": seed, "loss": statistics.mean(losses)}
+    return row | {"state bytes": held, "step cpu seconds": spent}
+
+
+def measure_characters(quick: bool, seeds: int, partial: Path) -> list[dict[str, Any]]:
+    """Each run is written as it ends; a run that was written is not made again."""
+    done = json.loads(partial.read_text()) if partial.exists() else []
+    for seed in range(1 if quick else seeds):
+        for name, lr in CHARACTERS:
+            if any((r["optimizer"], r["lr"], r["seed"]) == (name, lr, seed) for r in done):
+                continue
+            done.append(train(name, lr, seed, 20 if quick else 400))
+            print(done[-1], flush=True)
+            partial.write_text(json.dumps(done, indent=1))
+    rows = []
+    for name, lr in CHARACTERS:
+        own = [r for r in done if (r["optimizer"], r["lr"]) == (name, lr)]
+        losses = [r["loss"] for r in own if r["loss"] is not None]
+        if not losses:
+            rows.append({"optimizer": name, "lr": lr, "note": own[0]["note"]})
+            continue
+        spread = statistics.stdev(losses) if len(losses) > 1 else None
+        row = {"optimizer": name, "lr": lr, "loss": statistics.mean(losses), "deviation": spread, "seeds": len(losses)}
+        rows.append(row | {"state bytes": own[0]["state bytes"]})
+    return rows
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    print(f"\n## {title}")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
+    for row in rows:
+        cells = [row.get(c, "") for c in columns]
+        print("| " + " | ".join(f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells) + " |")
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", default="step,characters")
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    today = datetime.date.today().isoformat()
+    out = arguments.out or Path(__file__).parent / "results" / f"wrapkit-{today}.json"
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    result: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
+    result |= {"date": today, "packages": versions(), "machine": platform.processor() or platform.machine()}
+    wanted = arguments.only.split(",")
+    if "step" in wanted:
+        result["step"] = measure_step(arguments.quick)
+        show("One optimizer step", result["step"])
+    if "characters" in wanted:
+        partial = out.with_suffix(".runs.json")
+        result["characters"] = measure_characters(arguments.quick, arguments.seeds, partial)
+        show("Character model", result["characters"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"\nwritten to {out}")
+
+
+if __name__ == "__main__":
+    main()

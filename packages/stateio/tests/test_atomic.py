@@ -78,18 +78,22 @@ def test_a_full_disk_during_a_sharded_save(tmp_path, file_size_limit, same):
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="mounting takes root")
-def test_a_real_full_disk(tmp_path, suffix):
+@pytest.mark.parametrize("form", ["x.sft", "x.pt", "sharded.sft"])
+def test_a_real_full_disk(tmp_path, form):
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(tmp_path)], capture_output=True
     )
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
+    shard_bytes = 400_000 if form == "sharded.sft" else None
     try:
-        path = stateio.save(OLD, tmp_path / f"x{suffix}")
+        path = stateio.save(OLD, tmp_path / form, shard_bytes=shard_bytes)
+        before = names(tmp_path)
+        new = {str(i): torch.full((100_000,), float(i)) for i in range(5)}
         with pytest.raises(OSError, match="No space left"):
-            stateio.save({"w": torch.ones(1 << 19)}, path)
+            stateio.save(new, tmp_path / form, shard_bytes=shard_bytes)
         assert torch.equal(stateio.load(path)["w"], OLD["w"])
-        assert names(tmp_path) == [f"x{suffix}"]
+        assert names(tmp_path) == before
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 

@@ -187,7 +187,14 @@ def test_version_string_stays_a_string_and_two_tensor_dicts_stay_two(tmp_path, s
 
 
 @pytest.mark.parametrize(
-    "value", [object(), lambda: 0, torch.ones(2).to_sparse(), torch.ones(1, device="meta")]
+    "value",
+    [
+        object(),
+        lambda: 0,
+        torch.ones(2).to_sparse(),
+        torch.ones(1, device="meta"),
+        torch.zeros(2, dtype=torch.bits8),
+    ],
 )
 def test_what_no_file_can_hold_is_named_and_nothing_is_written(tmp_path, suffix, value):
     with pytest.raises(stateio.UnsupportedObjectError, match=r"at a\.b: "):

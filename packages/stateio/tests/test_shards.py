@@ -43,6 +43,46 @@ def test_hugging_face_writes_what_we_read(tmp_path, state, same):
     assert same(stateio.load(tmp_path / "model.safetensors.index.json"), tensors)
 
 
+def test_hugging_face_reads_what_we_write(tmp_path, state):
+    """Its loaders for one file and for shards, tied weights included."""
+    hub = pytest.importorskip("huggingface_hub")
+    model = torch.nn.Sequential(torch.nn.Linear(10, 10, bias=False), torch.nn.Linear(10, 10), torch.nn.Linear(10, 10))
+    model[2].weight = model[0].weight
+    for shard_bytes in (None, 450):
+        stateio.save(model.state_dict(), tmp_path / "model.safetensors", shard_bytes=shard_bytes)
+        other = torch.nn.Sequential(*(torch.nn.Linear(10, 10, bias=i > 0) for i in range(3)))
+        other[2].weight = other[0].weight
+        hub.load_torch_model(other, tmp_path, strict=False)
+        assert all(torch.equal(other.state_dict()[name], value) for name, value in model.state_dict().items())
+    (shard, *_) = tmp_path.glob("model-*-00001-of-*.safetensors")
+    assert hub.load_state_dict_from_file(shard).keys() <= model.state_dict().keys()
+
+
+def test_an_index_cut_at_every_byte(tmp_path, state):
+    index = stateio.save(state, tmp_path / "m.sft", shard_bytes=900)
+    raw = index.read_bytes()
+    for length in range(len(raw)):
+        index.write_bytes(raw[:length])
+        with pytest.raises(stateio.StateFileError, match=r"m\.sft\.index\.json"):
+            stateio.load(index)
+
+
+def test_a_shard_cut_or_flipped_is_named_with_its_tensor(tmp_path, state):
+    index = stateio.save(state, tmp_path / "m.sft", shard_bytes=900)
+    (shard,) = tmp_path.glob("*-00002-of-*")
+    raw = shard.read_bytes()
+    shard.write_bytes(raw[:-1])
+    with pytest.raises(stateio.TruncatedFileError, match=shard.name):
+        stateio.load(index)
+    shard.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    with pytest.raises(stateio.ChecksumError, match=rf"{shard.name}: tensor 't3'"):
+        stateio.load(index)
+    for name in ("m-deadbeef-00001-of-00001.sft", "other.sft"):
+        (tmp_path / name).write_bytes(raw)  # a stranger's; the index names the files that count
+    shard.write_bytes(raw)
+    assert stateio.verify(index) == 5
+
+
 def test_a_later_save_replaces_all_of_an_earlier_one(tmp_path, state, same):
     path = tmp_path / "m.sft"
     for shard_bytes, files in ((900, 4), (400, 6), (None, 1), (900, 4)):

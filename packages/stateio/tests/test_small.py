@@ -85,3 +85,8 @@ def test_the_readme_runs_and_prints_what_it_says(tmp_path, monkeypatch, python):
         python("-c", text.split("```python\n")[1].split("```")[0]).stdout
         == text.split("```text\n")[1].split("```")[0]
     )
+
+
+def test_the_quickstart_runs(python):
+    script = Path(__file__).parents[1] / "examples" / "quickstart.py"
+    assert python(str(script)).stdout == "model.sft True {'step': 7}\nmodel.pt True {'step': 7}\n"

@@ -42,11 +42,36 @@ def test_overlapping_views_are_independent_copies(tmp_path, suffix):
     assert torch.equal(loaded["b"], base[4:])
 
 
+@pytest.mark.parametrize("name", ["float8_e8m0fnu", "float4_e2m1fn_x2"])
+def test_dtypes_that_few_readers_know(tmp_path, suffix, name):
+    if not hasattr(torch, name):
+        pytest.skip(f"this torch has no {name}")
+    raw = torch.arange(8, dtype=torch.uint8).reshape(2, 4)
+    loaded = stateio.load(stateio.save({"w": raw.view(getattr(torch, name))}, tmp_path / f"x{suffix}"))["w"]
+    assert loaded.dtype is getattr(torch, name)
+    assert torch.equal(loaded.view(torch.uint8), raw)
+
+
 def test_conjugate_and_negative_views(tmp_path, suffix):
     base = torch.randn(4, dtype=torch.complex64)
     state = {"base": base, "conj": base.conj(), "neg": base.conj().imag}
     loaded = stateio.load(stateio.save(state, tmp_path / f"x{suffix}"))
     assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+def test_empty_tensors_are_not_tied(tmp_path, suffix):
+    base = torch.ones(3)
+    state = {"a": base[:0], "b": base[:0], "c": torch.empty(0, 4), "all": base}
+    path = stateio.save(state, tmp_path / f"x{suffix}")
+    assert stateio.inspect(path).tensors.keys() == state.keys()
+    assert [tensor.shape for tensor in stateio.load(path).values()] == [(0,), (0,), (0, 4), (3,)]
+
+
+def test_an_array_over_a_tensors_memory_stays_an_array(tmp_path, suffix):
+    tensor = torch.arange(3.0)
+    loaded = stateio.load(stateio.save({"tensor": tensor, "array": tensor.numpy()}, tmp_path / f"x{suffix}"))
+    assert type(loaded["array"]) is np.ndarray
+    assert torch.equal(loaded["tensor"], tensor)
 
 
 def test_saving_changes_nothing(tmp_path, suffix):

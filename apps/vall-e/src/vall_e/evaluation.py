@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from samplers import PoolSampler
 
 from vall_e import audio, metrics
-from vall_e.codecs.melvq import MelVQ
-from vall_e.data.batches import Loader, Prompts, sample_of
-from vall_e.data.store import DatasetFile, Entry
+from vall_e.codecs.codec import Codec
+from vall_e.data.batches import Loader
+from vall_e.data.store import Dataset, Entry
+from vall_e.data.tasks import Prompts, sample_of
 from vall_e.model.model import VallE
 from vall_e.model.sequence import Sample
 
@@ -36,7 +38,7 @@ class Evaluator:
     """Measures a model on both splits.
 
     Args:
-        model, codec, file: what is measured, and on what.
+        model, codec, file: what is measured, and on what; without a codec nothing can be synthesised.
         splits: the entries of `subtrain` (the training split) and `val`.
         loader: the training loader, whose position says where `subtrain` synthesises.
         prompts: draws prompts from the training split, for the utterances of both.
@@ -48,8 +50,8 @@ class Evaluator:
     def __init__(
         self,
         model: VallE,
-        codec: MelVQ,
-        file: DatasetFile,
+        codec: Codec | None,
+        file: Dataset,
         splits: dict[str, list[Entry]],
         loader: Loader,
         prompts: Prompts,
@@ -61,6 +63,14 @@ class Evaluator:
         self.model, self.codec, self.file, self.splits = model, codec, file, splits
         self.loader, self.prompts = loader, prompts
         self.batch_size, self.autocast, self.sampling = batch_size, autocast, sampling
+        self._val = PoolSampler(range(len(splits["val"])), seed=_SEED)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the validation split is."""
+        return dict(self._val.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._val.load_state_dict(state)
 
     def losses(self, split: str, size: int, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """The teacher-forced loss in nats of each level over the same `size` utterances each time.
@@ -84,6 +94,7 @@ class Evaluator:
 
     def speak(self, entries: Sequence[Entry], *, seed: int = 0, **options: Any) -> list[Spoken]:
         """Synthesise utterances of the dataset, each with a prompt of its speaker."""
+        assert self.codec is not None, "synthesis was asked for without a codec"
         samples = self._samples(entries)
         codes = self.codes(samples, seed=seed, **options)
         spoken = []
@@ -114,9 +125,12 @@ class Evaluator:
     def synthesise(self, split: str, size: int, folder: Path) -> dict[str, float]:
         """Synthesise `size` utterances and write prompt, output and target below `folder/{split}`.
 
-        `subtrain` takes those that the loader comes to next, `val` the same ones each time.
+        `subtrain` takes those that the loader comes to next, `val` goes on through the validation split.
         """
-        entries = self._coming(size) if split == "subtrain" else self.fixed(split, size)
+        if split == "subtrain":
+            entries = self.loader.coming(size)
+        else:
+            entries = [self.splits["val"][self._val.sample()] for _ in range(size)]
         losses = []
         for s in self.speak(entries):
             stem = folder / split / s.entry.key.replace("/", "_")
@@ -124,13 +138,6 @@ class Evaluator:
                 audio.write_wav(stem.with_suffix(f".{name}.wav"), getattr(s, name), self.codec.sample_rate)
             losses.append(metrics.mel_stft(s.out, s.target))
         return {f"{split}.mel_stft": float(np.nanmean(losses))} if losses else {}
-
-    def _coming(self, size: int) -> list[Entry]:
-        """The training utterances around the loader's position."""
-        sampler = copy.copy(self.loader.sampler)
-        sampler.load_state_dict(self.loader.sampler.state_at(self.loader.consumed))
-        entries = self.loader.training_set.entries
-        return [entries[i] for i in next(iter(sampler))][:size]
 
     def fixed(self, split: str, size: int) -> list[Entry]:
         """The same `size` utterances of a split each time."""

@@ -17,18 +17,16 @@ _SENTENCES = 16
 
 
 @dataclass(frozen=True)
-class Report:
-    """The figures of a run.
+class Speech:
+    """How what is spoken compares with its recordings.
 
     Attributes:
-        losses: name to (before, after), in nats.
         nearest: of `sentences` held-out sentences, how many spoken ones are nearest to their own recording.
         own, other: mean warped distance of held-out speech to its own and to the other recordings.
         train_mel_stft, train_stoi: greedy speech of training sentences: (own recording, another recording).
         reference: a WAV to speak like.
     """
 
-    losses: dict[str, tuple[float, float]]
     sentences: int
     nearest: int
     own: float
@@ -38,12 +36,32 @@ class Report:
     reference: Path
 
 
+@dataclass(frozen=True)
+class Report:
+    """The figures of a run.
+
+    Attributes:
+        losses: name to (before, after), in nats.
+        speech: None where the codec is missing.
+    """
+
+    losses: dict[str, tuple[float, float]]
+    speech: Speech | None
+
+
 def report(training: Training) -> Report:
     """Measure a trained model: losses before and after, and speech of both splits against its recordings.
 
     WAVs go to `logs/<start>/final/`, the figures to `report.json` beside them.
     """
     folder = training.cfg.log_dir / "final"
+    result = Report(_before_and_after(training), _speech(training, folder) if training.codec else None)
+    stateio.json_write(asdict(result), folder / "report.json", pretty=True)
+    return result
+
+
+def _speech(training: Training, folder: Path) -> Speech:
+    assert training.codec is not None
     evaluator, rate = training.evaluator, training.codec.sample_rate
     held_out = evaluator.speak(evaluator.fixed("val", _SENTENCES), seed=1)
     trained = evaluator.speak(evaluator.fixed("subtrain", _SENTENCES // 2), seed=1, temperature=0.0)
@@ -58,8 +76,7 @@ def report(training: Training) -> Report:
     )
     n = len(distance)
     first = min(held_out, key=lambda s: s.entry.key)
-    result = Report(
-        losses=_before_and_after(training),
+    return Speech(
         sentences=n,
         nearest=int((distance.argmin(1) == np.arange(n)).sum()),
         own=float(np.diag(distance).mean()),
@@ -68,8 +85,6 @@ def report(training: Training) -> Report:
         train_stoi=_own_and_other(trained, metrics.aligned_stoi),
         reference=folder / "val" / f"{first.entry.key.replace('/', '_')}.target.wav",
     )
-    stateio.json_write(asdict(result), folder / "report.json", pretty=True)
-    return result
 
 
 def _before_and_after(training: Training) -> dict[str, tuple[float, float]]:
@@ -106,24 +121,30 @@ def describe(training: Training, result: Report) -> str:
 
     minutes = sum(e.duration for e in training.splits["subtrain"]) / 60
     utterances = len(training.splits["subtrain"])
-    mel_stft, stoi = result.train_mel_stft, result.train_stoi
-    speak = f"{result.reference} --out-path out.wav --model {training.weights_path}"
-    return f"""
-Trained     {cfg.model.name}, {parameters / 1e6:.1f} M parameters (dim {spec.dim}, {spec.layers} layers),
-            on {utterances} utterances ({minutes:.0f} minutes);
-            {trainer.step} steps in {trainer.elapsed / 60:.1f} minutes
-Loss        in nats, levels {" ".join(f"{i:5d}" for i in levels)}
-  training    before          {row("subtrain", 0)}
-              after           {row("subtrain", 1)}
-  held out    before          {row("val", 0)}
-              after           {row("val", 1)}
-Speech      {result.nearest} of {result.sentences} held-out sentences are nearest to their own recording
-            (warped distance {result.own:.2f}, to the others {result.other:.2f})
-            training sentences, greedily: mel-STFT {mel_stft[0]:.2f} to their own recording, {mel_stft[1]:.2f} to
-            another; STOI after alignment {stoi[0]:.2f} and {stoi[1]:.2f}
-WAVs        {cfg.log_dir / "final"}
-Losses      {training.plot_path}
-Weights     {training.weights_path}
-
-Speak       uv run vall-e "The old captain found a golden ring." {speak}
-"""
+    lines = [
+        f"Trained     {cfg.model.name}, {parameters / 1e6:.1f} M parameters (dim {spec.dim}, {spec.layers} layers),",
+        f"            on {utterances} utterances ({minutes:.0f} minutes);",
+        f"            {trainer.step} steps in {trainer.elapsed / 60:.1f} minutes",
+        f"Loss        in nats, levels {' '.join(f'{i:5d}' for i in levels)}",
+        f"  training    before          {row('subtrain', 0)}",
+        f"              after           {row('subtrain', 1)}",
+        f"  held out    before          {row('val', 0)}",
+        f"              after           {row('val', 1)}",
+    ]
+    if speech := result.speech:
+        mel_stft, stoi = speech.train_mel_stft, speech.train_stoi
+        lines += [
+            f"Speech      {speech.nearest} of {speech.sentences} held-out sentences are nearest to their own recording",
+            f"            (warped distance {speech.own:.2f}, to the others {speech.other:.2f})",
+            f"            training sentences, greedily: mel-STFT {mel_stft[0]:.2f} to their own recording,",
+            f"            {mel_stft[1]:.2f} to another; STOI after alignment {stoi[0]:.2f} and {stoi[1]:.2f}",
+            f"WAVs        {cfg.log_dir / 'final'}",
+        ]
+    lines += [f"Losses      {training.plot_path}", f"Weights     {training.weights_path}"]
+    if speech := result.speech:
+        lines += [
+            "",
+            'Speak       uv run vall-e "The old captain found a golden ring." '
+            f"{speech.reference} --out-path out.wav --model {training.weights_path}",
+        ]
+    return "\n".join(["", *lines, ""])

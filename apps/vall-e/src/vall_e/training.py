@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import distkit
 import stateio
 import torch
 import trainloop
 import wrapkit
 
-from vall_e.codecs.melvq import MelVQ
+from vall_e.build import build_model, spec_of
 from vall_e.config import Config
-from vall_e.data.batches import Loader, PromptRules, Prompts, TrainingSet
-from vall_e.data.store import DatasetError, DatasetFile, Entry
+from vall_e.data.batches import Loader, TrainingSet
+from vall_e.data.open import DatasetOf
+from vall_e.data.order import batch_sampler
+from vall_e.data.tasks import MIXING_TASKS, NOISE_TASKS, PromptRules, Prompts, Tasks
 from vall_e.evaluation import Evaluator
-from vall_e.model.model import VallE
 from vall_e.model.sequence import Batch
-from vall_e.model.spec import ModelSpec
 from vall_e.plot import plot_losses
 from vall_e.schedule import Schedule
-from vall_e.tokenizer import default_vocabulary
-from vall_e.weights import save_weights
+from vall_e.weights import module_of, weights_file
 
-_PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_PRECISION: dict[str, Literal["fp32", "bf16", "fp16"]] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 class Training:
@@ -41,30 +40,27 @@ class Training:
 
     def __init__(self, cfg: Config, *, commands: bool = True) -> None:
         self.cfg = cfg
-        self.file = DatasetFile(cfg.hdf5_path)
-        self.vocabulary = self.file.vocabulary or default_vocabulary()
-        self.codec = _codec_of(cfg, self.file)
-        training, dropped = _kept(cfg, self.file.entries("training", cfg.dataset.training))
-        validation, more = _kept(cfg, self.file.entries("validation", cfg.dataset.validation))
-        self.splits = {"subtrain": training, "val": validation}
-        self.dropped = dropped + more
-        self.spec = _spec_of(cfg, self.codec, self.vocabulary)
+        self.data = DatasetOf(cfg)
+        self.vocabulary, self.codec, self.splits = self.data.vocabulary, self.data.codec, self.data.splits
+        self.spec = spec_of(cfg, self.data)
         torch.manual_seed(cfg.trainer.seed)
         device = cfg.torch_device()
-        self.model = VallE(self.spec).to(device)
-        rules = PromptRules(cfg.dataset.prompt_duration_range, cfg.dataset.prompt_dropout)
-        prompts = Prompts(self.file, training, rules)
-        self.loader = Loader(
-            TrainingSet(self.file, training, prompts, self.spec, cfg.dataset.seed),
-            batch_size=cfg.hyperparameters.batch_size,
-            workers=cfg.dataset.workers,
+        self.model = build_model(cfg, self.spec).to(device)
+        rules = PromptRules(
+            cfg.dataset.prompt_duration_range,
+            cfg.dataset.prompt_dropout,
+            cfg.dataset.prompt_max_samples,
+            cfg.dataset.prompt_similar_p,
+            cfg.dataset.prompt_similar_top_k,
         )
+        prompts = Prompts(self.data.file, self.splits["subtrain"], rules, self.data.frame_rate)
+        self.loader = self._loader(prompts)
         self.trainer: trainloop.Trainer | None = None
         self.engine = self._engine(device)
         self.evaluator = Evaluator(
             self.model,
             self.codec,
-            self.file,
+            self.data.file,
             self.splits,
             self.loader,
             prompts,
@@ -89,6 +85,35 @@ class Training:
         return self.cfg.rel_path / "loss.png"
 
     # The parts ----------------------------------------------------------------------------------------------
+
+    def _loader(self, prompts: Prompts) -> Loader:
+        cfg, entries = self.cfg, self.splits["subtrain"]
+        names = cfg.dataset.tasks_list or ["tts"]
+        if set(names) & set(MIXING_TASKS) and self.codec is None:
+            raise ValueError(
+                f"dataset.tasks_list: {', '.join(sorted(set(names) & set(MIXING_TASKS)))} mix recordings and need the "
+                f"codec of the dataset ({cfg.audio_backend}), which is not here"
+            )
+        if set(names) & set(NOISE_TASKS) and not self.data.noise:
+            raise ValueError(
+                f"dataset.tasks_list: {', '.join(sorted(set(names) & set(NOISE_TASKS)))} need noise: name it in "
+                "dataset.noise"
+            )
+        tasks = Tasks(self.data.file, prompts, self.data.noise, self.codec, cfg.dataset.noise_scale)
+        sampler = batch_sampler(
+            cfg.dataset,
+            entries,
+            cfg.hyperparameters.batch_size,
+            self.data.frame_rate,
+            rank=distkit.rank(),
+            world_size=distkit.world_size(),
+        )
+        levels = cfg.lora.rvq_levels if cfg.lora is not None else []
+        return Loader(
+            TrainingSet(entries, tasks, names, self.spec, cfg.dataset.seed, levels),
+            sampler,
+            workers=cfg.dataset.workers,
+        )
 
     def _engine(self, device: str) -> trainloop.LocalEngine:
         hyper, trainer = self.cfg.hyperparameters, self.cfg.trainer
@@ -118,10 +143,11 @@ class Training:
             checkpoints=trainloop.CheckpointStore(
                 self.ckpt_dir,
                 keep_last=cfg.trainer.keep_last_checkpoints,
-                save=lambda state, path: stateio.save({"module": state}, path),
-                load=lambda path: stateio.load(path)["module"],
+                save=lambda tensors, path: stateio.save(self._file_of(tensors), path),
+                load=module_of,
                 suffix=".sft",
             ),
+            state={"evaluation": self.evaluator},
             log_dir=cfg.log_dir,
             save_every=cfg.trainer.save_frequency,
             eval_every=cfg.evaluation.frequency or None,
@@ -142,10 +168,8 @@ class Training:
 
     def _feed(self, engine: trainloop.Engine, batches: list[Batch], _: trainloop.StepContext) -> trainloop.StepOutput:
         """The mean loss over all samples of a batch, whichever level each of them is at."""
-        device = self.model.device
-        losses = [self.model.batch_loss(batch.to(device)) for batch in batches]
-        nll = torch.cat([loss.per_request for loss in losses])
-        head = torch.cat([loss.head for loss in losses])
+        loss = engine.module(batches)
+        nll, head = loss.per_request, loss.head
         detached = nll.detach()
         levels = {f"level{h}": detached[head == h].mean() for h in head.unique().tolist()}
         return trainloop.StepOutput(
@@ -165,7 +189,7 @@ class Training:
             size = self.cfg.evaluation.loss_size
             measured |= self.evaluator.losses(split, size, lambda: trainer.stop_requested)
             # Before the first step there is nothing to hear.
-            if trainer.step and self.cfg.evaluation.size and not trainer.stop_requested:
+            if trainer.step and self.cfg.evaluation.size and self.codec and not trainer.stop_requested:
                 measured |= self.evaluator.synthesise(split, self.cfg.evaluation.size, folder)
         levels = " ".join(f"{measured[f'val.level{i}']:.2f}" for i in range(self.spec.levels) if "val.loss" in measured)
         trainer.say(f"step {trainer.step}: validation loss by level {levels}")
@@ -174,24 +198,30 @@ class Training:
     def export(self) -> Path:
         """Write the weights with all that is needed to speak with them."""
         assert self.trainer is not None
-        phones = sum(e.phones for e in self.splits["subtrain"])
-        save_weights(
-            self.weights_path,
-            self.model,
+        stateio.save(self._file_of(self.model.state_dict()), self.weights_path)
+        return self.weights_path
+
+    def _file_of(self, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """The model's tensors with all that is needed to speak with them."""
+        assert self.trainer is not None
+        entries, clock = self.splits["subtrain"], self.engine.clock
+        return weights_file(
+            tensors,
+            self.spec,
             vocabulary=self.vocabulary,
             codec=self.codec,
             settings={
                 "prompt_seconds": self.cfg.dataset.prompt_duration_range[1],
-                "frames_per_phone": sum(e.frames for e in self.splits["subtrain"]) / phones,
+                "frames_per_phone": sum(e.frames for e in entries) / sum(e.phones for e in entries),
                 "sampling": self.cfg.evaluation.kwargs,
             },
             stats={
                 "global_step": self.trainer.step,
-                "global_samples": self.engine.clock.samples,
-                "tokens_processed": self.engine.clock.tokens,
+                "micro_step": clock.micro,
+                "global_samples": clock.samples,
+                "tokens_processed": clock.tokens,
             },
         )
-        return self.weights_path
 
     def run(self) -> trainloop.RunResult:
         """Train to the end, or until a signal or a command stops it; export and draw the losses."""
@@ -205,60 +235,3 @@ class Training:
 def _tuples(options: dict[str, Any]) -> dict[str, Any]:
     """YAML has lists where optimizers take tuples."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-
-
-def _kept(cfg: Config, entries: list[Entry]) -> tuple[list[Entry], int]:
-    """The utterances within `dataset.duration_range`, and how many are not."""
-    shortest, longest = cfg.dataset.duration_range
-    kept = [e for e in entries if shortest <= e.duration <= longest]
-    if not kept:
-        raise DatasetError(
-            f"{cfg.hdf5_path}: none of {len(entries)} utterances lasts {shortest} to {longest} s "
-            "(dataset.duration_range)"
-        )
-    return kept, len(entries) - len(kept)
-
-
-def _codec_of(cfg: Config, file: DatasetFile) -> MelVQ:
-    """The codec beside the dataset, which must be the one that its codes were made by."""
-    if not cfg.codec_path.is_file():
-        raise DatasetError(f"{cfg.codec_path}: the codec of {file.path.name} is missing; prepare the dataset again")
-    codec = MelVQ.load(cfg.codec_path)
-    made_by = file.codec.identity if file.codec else "an unknown codec"
-    if made_by != codec.identity:
-        raise DatasetError(
-            f"{file.path} holds codes of {made_by}, but {cfg.codec_path} is {codec.identity}: codes of one fit "
-            "mean nothing to another. Put the right codec.sft back, or prepare the dataset again"
-        )
-    return codec
-
-
-def _spec_of(cfg: Config, codec: MelVQ, vocabulary: dict[str, int]) -> ModelSpec:
-    entry = cfg.model
-    spec = ModelSpec.from_config(
-        {
-            "size": entry.size,
-            "langs": entry.langs,
-            "tasks": entry.tasks,
-            "tones": entry.tones,
-            "dropout": entry.dropout,
-            "capabilities": entry.capabilities,
-            "experimental": {"length_offset": 0, **entry.experimental},
-        }
-    )
-    given = entry.size if isinstance(entry.size, dict) else {}
-    for name, found, needed in (
-        ("audio_tokens", spec.audio_tokens, codec.entries),
-        ("resp_levels", spec.levels, codec.levels),
-    ):
-        if name in given and found != needed:
-            raise ValueError(
-                f"models[0].size.{name} is {found}, but the codec of {cfg.hdf5_path} has {needed}; "
-                f"set {name}: {needed} or leave it out"
-            )
-    if max(vocabulary.values()) >= spec.phoneme_tokens:
-        raise ValueError(
-            f"models[0].size.phoneme_tokens is {spec.phoneme_tokens}, but the vocabulary of {cfg.hdf5_path} goes "
-            f"up to {max(vocabulary.values())}"
-        )
-    return replace(spec, audio_tokens=codec.entries, levels=codec.levels)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import stateio
 import torch
+from torch import Tensor
 
 from vall_e.codecs.melvq import MelVQ
 from vall_e.model.model import VallE
@@ -40,62 +42,123 @@ class Voice:
     stats: dict[str, Any]
 
 
-def save_weights(
-    path: Path,
-    model: VallE,
+def weights_file(
+    tensors: dict[str, Tensor],
+    spec: ModelSpec,
     *,
     vocabulary: dict[str, int],
     codec: MelVQ | None,
     settings: dict[str, Any],
     stats: dict[str, Any],
-) -> None:
-    """Export a model in the established layout: flat tensors, and `config`, `stats`, `userdata` as JSON.
+) -> dict[str, Any]:
+    """What a file of weights holds, in the established layout: flat tensors, and `config`, `stats` and `userdata`
+    (the vocabulary), which SafeTensors files carry as JSON in their metadata.
 
     The codec lies beside the model's tensors, under names that begin with `codec.`.
     """
-    tensors = dict(model.state_dict())
     if codec is not None:
-        tensors |= {_CODEC + k: v for k, v in codec.state().items()}
-    stateio.save(
-        {
-            "module": tensors,
-            "config": model.spec.to_config(),
-            "stats": stats,
-            "userdata": {"symmap": vocabulary, "synthesis": settings},
-        },
-        path,
-    )
+        tensors = tensors | {_CODEC + k: v for k, v in codec.state().items()}
+    return {
+        "module": tensors,
+        "config": spec.to_config(),
+        "stats": stats,
+        "userdata": {"symmap": vocabulary, "synthesis": settings},
+    }
 
 
-def load_weights(path: str | Path, device: str | torch.device = "cpu") -> Voice:
-    """Load exported weights, ours or established ones, from the file alone.
+def module_of(path: str | Path) -> dict[str, Tensor]:
+    """The model's tensors in a file of weights, without those of the codec.
 
     Raises:
         WeightsError: the file is missing or holds no model.
         stateio.StateFileError: the file is damaged.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file; `vall-e-train` exports ckpt/<name>/fp32.sft when it ends")
-    held = stateio.load(path)
-    tensors = held.get("module") if isinstance(held, dict) else None
-    if not isinstance(tensors, dict) or "model.norm.weight" not in tensors:
-        raise WeightsError(f"{path}: holds no VALL-E weights (no tensor model.norm.weight)")
-    codec_state = {k.removeprefix(_CODEC): tensors.pop(k) for k in list(tensors) if k.startswith(_CODEC)}
-    spec = ModelSpec.from_config(held.get("config") or {})
+    return _read(_file_in(Path(path)))[0]
+
+
+def load_weights(path: str | Path, device: str | torch.device = "cpu", *, config: dict[str, Any] | None = None) -> Voice:
+    """Load weights, ours or established ones, exports or checkpoints.
+
+    Args:
+        path: a file; or a checkpoint folder, in which `latest` names the checkpoint.
+        device: where to.
+        config: a model's entry in a configuration, for a file that holds none. Without it, that of an export
+            beside the checkpoint, or of the `config.yaml` above it, is taken.
+
+    Raises:
+        WeightsError: the file is missing or holds no model.
+        stateio.StateFileError: the file is damaged.
+    """
+    path = _file_in(Path(path))
+    tensors, codec, held = _read(path)
+    spec = ModelSpec.from_config(config or held.get("config") or _config_near(path))
     spec = spec.matching({name: tuple(t.shape) for name, t in tensors.items()})
-    model = VallE(spec)
-    model.load_state_dict(tensors)
+    with torch.device("meta"):
+        model = VallE(spec)
+    try:
+        model.load_state_dict(tensors, assign=True)
+    except RuntimeError as e:
+        raise WeightsError(f"{path}: these tensors are not those of a version 5 model: {e}") from e
+    model.requires_grad_(True)
     userdata = held.get("userdata") or {}
     return Voice(
         model=model.to(device).eval(),
         tokenizer=NaiveTokenizer(userdata.get("symmap")),
-        codec=MelVQ.from_state(codec_state) if codec_state else None,
+        codec=codec,
         settings=userdata.get("synthesis") or {},
         stats=held.get("stats") or {},
     )
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> VallE:
-    """The model in a file of weights, ready to score and generate."""
+    """The model in a file of weights, or in the newest checkpoint of a folder, ready to score and generate."""
     return load_weights(path, device).model
+
+
+def _file_in(path: Path) -> Path:
+    """The file itself, or the newest checkpoint's in a folder `ckpt/<name>` or `ckpt/<name>/<tag>`."""
+    if path.is_dir():
+        latest = path / "latest"
+        folder = path / latest.read_text(encoding="utf-8").strip() if latest.is_file() else path
+        candidates = [p for p in sorted(folder.iterdir()) if p.name in ("state.sft", "state.pth", f"{path.name}.sft")]
+        candidates += [p for p in sorted(folder.glob("*.sft")) if p not in candidates]
+        if not candidates:
+            raise WeightsError(f"{path}: no weights in this folder (looked for {folder}/state.sft and other .sft files)")
+        return candidates[0]
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; `vall-e-train` exports ckpt/<name>/fp32.sft when it ends")
+    return path
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], MelVQ | None, dict[str, Any]]:
+    """(the model's tensors, the codec if the file has one, everything in the file)."""
+    held = stateio.load(path)
+    tensors = held.get("module") if isinstance(held, dict) else None
+    if not isinstance(tensors, dict) or "model.norm.weight" not in tensors:
+        raise WeightsError(f"{path}: holds no VALL-E weights (no tensor model.norm.weight)")
+    tensors = dict(tensors)
+    state = {k.removeprefix(_CODEC): tensors.pop(k) for k in list(tensors) if k.startswith(_CODEC)}
+    return tensors, MelVQ.from_state(state) if state else None, held
+
+
+def _config_near(path: Path) -> dict[str, Any]:
+    """The model's entry for a checkpoint without one: of an export in the folder above, or of the YAML file above.
+
+    Existing checkpoints lie at `ckpt/<name>/<tag>/state.sft` and leave it out; all but the number of heads could
+    be read off the shapes.
+    """
+    for export in sorted(path.parent.parent.glob("*.sft")):
+        config = stateio.inspect(export).metadata.get("config")
+        if config:
+            return json.loads(config) if isinstance(config, str) else config
+    for folder in path.resolve().parents[:4]:
+        if (folder / "config.yaml").is_file():
+            import yaml
+
+            entries = (yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}).get("models")
+            if entries:
+                return entries[0]
+    raise WeightsError(
+        f"{path}: the file holds no `config`, and neither an export beside it nor a config.yaml above it tells what "
+        "model this is; give the model's entry of the YAML file: load_weights(path, config={...})"
+    )

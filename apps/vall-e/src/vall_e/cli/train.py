@@ -55,8 +55,11 @@ def train(cfg: Config) -> int:
         if cfg.demo.enabled and not cfg.hdf5_path.exists():
             _prepare_demo(cfg)
         training = Training(cfg)
-        if training.dropped:
-            print(f"{training.dropped} utterances lie outside dataset.duration_range and are left out")
+        for reason, count in training.data.left_out.items():
+            if count:
+                print(f"left out: {count} utterances {reason}")
+        if training.data.without_codec:
+            print(f"nothing will be synthesised: {training.data.without_codec}")
         cfg.dump()
         result = training.run()
         if result.reason == "signal":

@@ -3,97 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from samplers import BucketSampler
 from torch.utils.data import DataLoader
 
-from vall_e.data.store import DatasetFile, Entry, Utterance
-from vall_e.model.sequence import Batch, Request, Sample, lay_out
+from vall_e.data.order import BatchSampler
+from vall_e.data.store import Entry
+from vall_e.data.tasks import Tasks
+from vall_e.model.sequence import Batch, lay_out
 from vall_e.model.spec import ModelSpec
+
+_WITHOUT_LEVELS = ("stt", "len", "nar-len")
 
 
 class BatchKey(NamedTuple):
-    """Which batch: all that is random in it follows from this."""
+    """Which batch: all that is random in it follows from this, whatever process or rank makes it."""
 
     epoch: int
-    position: int
     indices: list[int]
 
 
-@dataclass(frozen=True)
-class PromptRules:
-    """How a prompt is drawn: seconds at least and at most, and how often there is none."""
-
-    seconds: tuple[float, float]
-    dropout: float
-
-
-class Prompts:
-    """Draws prompts: a stretch of another utterance of the same speaker."""
-
-    def __init__(self, file: DatasetFile, entries: Sequence[Entry], rules: PromptRules) -> None:
-        self._file, self._rules = file, rules
-        self._rate = frame_rate(file, entries)
-        self._of_speaker: dict[str, list[Entry]] = {}
-        for entry in entries:
-            self._of_speaker.setdefault(entry.speaker, []).append(entry)
-
-    def draw(self, entry: Entry, rng: np.random.Generator, *, always: bool = False) -> np.ndarray | None:
-        """Codes [T, levels]; None where the speaker has no other utterance, or (not `always`) it is dropped."""
-        dropped = rng.random() < self._rules.dropout and not always
-        others = self._of_speaker.get(entry.speaker, [])
-        if dropped or len(others) - (entry in others) < 1:
-            return None
-        other = entry
-        while other.key == entry.key:
-            other = others[rng.integers(len(others))]
-        codes = self._file.read(other.key).codes
-        length = round(rng.uniform(*self._rules.seconds) * self._rate)
-        start = int(rng.integers(max(1, len(codes) - length + 1)))
-        return codes[start : start + length]
-
-
-def frame_rate(file: DatasetFile, entries: Sequence[Entry]) -> float:
-    """Codes a second of a dataset."""
-    if file.codec is not None:
-        return file.codec.frame_rate
-    return sum(e.frames for e in entries) / sum(e.duration for e in entries)
-
-
-def sample_of(utterance: Utterance, prompt: np.ndarray | None) -> Sample:
-    return Sample(utterance.phone_ids, prompt, utterance.codes, utterance.language)
-
-
 class TrainingSet:
-    """Makes batches by key; any process makes the same batch of the same key.
+    """Makes batches by key.
 
     Args:
-        file: the dataset.
-        entries: its training split.
-        prompts: draws prompts from the same split.
+        entries: the training split.
+        tasks: makes requests of them.
+        names: the tasks drawn from.
         spec: the model's.
         seed: of everything random.
+        levels: the levels trained; none for all, as often as the spec says.
     """
 
     def __init__(
-        self, file: DatasetFile, entries: Sequence[Entry], prompts: Prompts, spec: ModelSpec, seed: int
+        self,
+        entries: Sequence[Entry],
+        tasks: Tasks,
+        names: Sequence[str],
+        spec: ModelSpec,
+        seed: int,
+        levels: Sequence[int] = (),
     ) -> None:
-        self.file, self.entries, self.prompts, self.spec, self.seed = file, entries, prompts, spec, seed
-        self._cumulative = np.cumsum(spec.level_probabilities())
+        self.entries, self.tasks, self.names, self.spec, self.seed = entries, tasks, list(names), spec, seed
+        chances = np.array(spec.level_probabilities())
+        if levels:
+            chances = np.where(np.isin(np.arange(spec.levels), levels), chances, 0)
+        self._cumulative = np.cumsum(chances / chances.sum())
 
     def __getitems__(self, key: BatchKey) -> list[Batch]:
         """The passes of one batch: a causal one and a bidirectional one, where there are samples for both."""
-        rng = np.random.default_rng([self.seed, key.epoch, key.position])
+        rng = np.random.default_rng([self.seed, key.epoch, *key.indices])
+        levels = self._levels(len(key.indices), rng)
         requests = []
-        for index, level in zip(key.indices, self._levels(len(key.indices), rng), strict=True):
-            entry = self.entries[index]
-            sample = sample_of(self.file.read(entry.key), self.prompts.draw(entry, rng))
-            requests.append(Request(sample, "nar" if level else "ar", int(level)))
-        kinds = ([r for r in requests if r.causal], [r for r in requests if not r.causal])
+        for index, level in zip(key.indices, levels.tolist(), strict=True):
+            task = self.names[rng.integers(len(self.names))] if len(self.names) > 1 else self.names[0]
+            if not level and task == "tts" and self.spec.masking_train_p and rng.random() < self.spec.masking_train_p:
+                task = "nar-len"
+            level = 0 if task in _WITHOUT_LEVELS else level
+            requests.append(self.tasks.request(task, self.entries[index], level, rng))
+        bidirectional = self.spec.noncausal_masks
+        kinds = (
+            [r for r in requests if r.causal or not bidirectional],
+            [r for r in requests if bidirectional and not r.causal],
+        )
         return [lay_out(part, self.spec) for part in kinds if part]
 
     def _levels(self, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -106,17 +80,16 @@ class TrainingSet:
 class Loader:
     """Batches epoch after epoch; its state is the position trained, not the position prefetched.
 
+    The state fits any number of workers and of ranks.
+
     Args:
         training_set: makes the batches.
-        batch_size: utterances at most.
+        sampler: says which.
         workers: processes that make batches ahead.
     """
 
-    def __init__(self, training_set: TrainingSet, *, batch_size: int, workers: int = 0) -> None:
-        self.training_set, self.workers = training_set, workers
-        # What is padded is the whole sequence, not the response alone.
-        costs = [e.frames + e.phones for e in training_set.entries]
-        self.sampler = BucketSampler(costs, max_size=batch_size, seed=training_set.seed)
+    def __init__(self, training_set: TrainingSet, sampler: BatchSampler, *, workers: int = 0) -> None:
+        self.training_set, self.sampler, self.workers = training_set, sampler, workers
         self.consumed = 0
 
     def __len__(self) -> int:
@@ -124,9 +97,11 @@ class Loader:
 
     def __iter__(self) -> Iterator[list[Batch]]:
         """The rest of the epoch."""
+        self.sampler.load_state_dict(self.state_dict())
+        self.consumed = self.sampler.consumed
         batches = DataLoader(
             self.training_set,  # type: ignore[arg-type]
-            batch_sampler=_Keys(self.sampler, self.consumed),  # type: ignore[arg-type]
+            batch_sampler=_Keys(self.sampler),  # type: ignore[arg-type]
             num_workers=self.workers,
             collate_fn=_as_is,
             worker_init_fn=_one_thread if self.workers else None,
@@ -134,26 +109,39 @@ class Loader:
         for batch in batches:
             self.consumed += 1
             yield batch
-        self.consumed = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sampler": self.sampler.state_at(self.consumed), "consumed": self.consumed}
+        return self.sampler.state_at(self.consumed)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sampler.load_state_dict(state["sampler"])
-        self.consumed = state["consumed"]
+        self.sampler.load_state_dict(state)
+        self.consumed = self.sampler.consumed
+
+    def coming(self, count: int) -> list[Entry]:
+        """The utterances that the loader comes to next."""
+        import copy
+
+        sampler = copy.copy(self.sampler)
+        sampler.load_state_dict(self.state_dict())
+        chosen: list[Entry] = []
+        for indices in sampler:
+            chosen += [self.training_set.entries[i] for i in indices]
+            if len(chosen) >= count:
+                break
+        return chosen[:count]
 
 
 class _Keys:
     """The keys of the rest of an epoch, for a DataLoader's `batch_sampler`."""
 
-    def __init__(self, sampler: BucketSampler, start: int) -> None:
-        self.sampler, self.start = sampler, start
+    def __init__(self, sampler: BatchSampler) -> None:
+        self.sampler = sampler
 
     def __iter__(self) -> Iterator[BatchKey]:
+        batches = iter(self.sampler)
         epoch = self.sampler.epoch
-        for position, indices in enumerate(self.sampler, self.start):
-            yield BatchKey(epoch, position, indices)
+        for indices in batches:
+            yield BatchKey(epoch, indices)
 
 
 def _as_is(batch: list[Batch]) -> list[Batch]:

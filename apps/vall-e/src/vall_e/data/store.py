@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -86,7 +86,10 @@ def write_dataset(path: Path, utterances: Iterable[Utterance], vocabulary: dict[
 
 @dataclass(frozen=True)
 class Entry:
-    """An utterance in the index of a dataset: lengths without the data."""
+    """An utterance in the index of a dataset: lengths without the data.
+
+    `similar` names utterances of the same speaker that sound most like it, the nearest first.
+    """
 
     key: str
     group: str
@@ -94,6 +97,31 @@ class Entry:
     frames: int
     phones: int
     duration: float
+    similar: tuple[str, ...] = ()
+
+
+class Dataset(Protocol):
+    """Where utterances are read from: a `DatasetFile` or a `FolderDataset`.
+
+    Attributes:
+        path: what messages name.
+        vocabulary: symbol to id, where the dataset has one of its own.
+        codec: what the codes mean, where the dataset says.
+    """
+
+    path: Path
+    vocabulary: dict[str, int] | None
+    codec: CodecInfo | None
+
+    def entries(self, split: str, patterns: Sequence[str]) -> list[Entry]: ...
+    def read(self, key: str) -> Utterance: ...
+    def close(self) -> None: ...
+
+
+def no_match(path: Path, split: str, patterns: Sequence[str], speakers: Sequence[str]) -> DatasetError:
+    """What to raise when no utterance of a split matches."""
+    there = f"it holds {', '.join(speakers)}" if speakers else "there is no such split"
+    return DatasetError(f"{path}: no {split} utterance matches dataset.{split} {list(patterns)}: {there}")
 
 
 class DatasetFile:
@@ -162,13 +190,13 @@ class DatasetFile:
                                 frames=item["audio"].shape[0],
                                 phones=item["text"].shape[0],
                                 duration=float(item.attrs["duration"]),
+                                similar=tuple(json.loads(item.attrs.get("similar", "[]"))),
                             )
                         )
         except (OSError, KeyError, RuntimeError) as e:
             raise DatasetError(f"{self.path}: the {split} split is damaged: {e}; prepare it again") from e
         if not found:
-            there = f"it holds {', '.join(speakers)}" if speakers else "the file holds no such split"
-            raise DatasetError(f"{self.path}: no {split} utterance matches dataset.{split} {list(patterns)}: {there}")
+            raise no_match(self.path, split, patterns, speakers)
         return found
 
     def read(self, key: str) -> Utterance:

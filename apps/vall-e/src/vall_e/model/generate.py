@@ -115,13 +115,13 @@ def _autoregress(
             [[0 if r.sample.response is None else len(r.sample.response)] for r in requests],
             device=model.device,
         )
-    head, table = model.classifiers.proj[0], model.resps_emb.embeddings[0]
+    table = model.resps_emb.embeddings[0]
     alive = torch.arange(count, device=model.device)
     drawn = torch.zeros(count, 0, dtype=torch.long, device=model.device)
     results: list[np.ndarray] = [np.zeros((0, 1), np.int64)] * count
     budget = torch.tensor(limits, device=model.device)
     while len(alive):
-        logits = head(hidden).float()
+        logits = model.project(hidden, 0).float()
         if guide:
             logits = guided(logits[: len(alive)], logits[len(alive) :], strength, rescale)
         token = sampling.draw(logits, generator, drawn)

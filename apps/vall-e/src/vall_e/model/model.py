@@ -68,8 +68,10 @@ class VallE(nn.Module):
         self.len_emb = nn.Embedding(LENGTH_DIGITS, dim)
         self.raw_text_emb = nn.Embedding(spec.text_tokens, dim)
         self.model = Trunk(spec)
-        heads = [codes + 1] + [codes] * (levels - 1) + [codes, spec.phoneme_tokens, LENGTH_DIGITS]
-        self.classifiers = Classifiers(heads, dim, spec.classifiers_bias)
+        if spec.split_classifiers:
+            self.classifiers = Classifiers(spec.classes, dim, spec.classifiers_bias)
+        else:
+            self.classifier = nn.Linear(dim, max(spec.classes), bias=spec.classifiers_bias)
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
@@ -138,8 +140,23 @@ class VallE(nn.Module):
         for head in batch.head.unique().tolist():
             index = (batch.head == head).nonzero().flatten()
             chosen = states if len(index) == len(states) else states[index]
-            result.append((index, self.classifiers.proj[head](chosen)))
+            result.append((index, self.project(chosen, head)))
         return result
+
+    def project(self, states: Tensor, head: int) -> Tensor:
+        """The logits [..., classes] of states [..., D] under a head (see `head_of`)."""
+        if self.spec.split_classifiers:
+            return self.classifiers.proj[head](states)
+        return self.classifier(states)[..., : self.spec.classes[head]]
+
+    def forward(self, batches: Sequence[Batch]) -> Loss:
+        """The losses of all requests of a training batch's passes, whichever level each of them is at."""
+        losses = [self.batch_loss(batch.to(self.device)) for batch in batches]
+        return Loss(
+            torch.cat([loss.per_request for loss in losses]),
+            torch.cat([loss.head for loss in losses]),
+            torch.cat([loss.correct for loss in losses]),
+        )
 
     def batch_loss(self, batch: Batch) -> Loss:
         """Cross-entropy of a batch's output rows, mean over each request; rows without a target do not count."""
@@ -186,9 +203,9 @@ class VallE(nn.Module):
 
 
 def request_of(sample: Sample, task: str, level: int) -> Request:
-    """The pass that predicts `level` of a sample under a task (`tts`, `nar-len` or `len`)."""
+    """The pass that predicts `level` of a sample under a task (`tts`, `nar-len`, `stt` or `len`)."""
     if task == "tts":
         return Request(sample, "ar") if level == 0 else Request(sample, "nar", level)
-    if task in ("nar-len", "len"):
+    if task in ("nar-len", "stt", "len"):
         return Request(sample, task)
-    raise ValueError(f"task: expected tts, nar-len or len, found {task!r}")
+    raise ValueError(f"task: expected tts, nar-len, stt or len, found {task!r}")

@@ -1,7 +1,7 @@
 """From utterances to one padded batch of table rows, positions and targets.
 
-A sequence is `phonemes | language | level | prompt | [tone] | response`, with a separator between segments and
-none at the end. Everything here is index arithmetic in numpy, so a loader's worker can do it; the model only
+A sequence is `phonemes | language | level | prompt | [tone] | response`, or `response | language | level | phonemes`
+when speech is transcribed, with a separator between segments and none at the end. Everything here is index arithmetic in numpy, so a loader's worker can do it; the model only
 gathers rows.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from vall_e.model.spec import LANGUAGES, LENGTH_DIGITS, TASKS, ModelSpec
 
-Kind = Literal["ar", "nar", "nar-len", "len"]
+Kind = Literal["ar", "nar", "nar-len", "stt", "len"]
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,11 @@ class Request:
 
     Attributes:
         kind: `ar` predicts level 0 from the past; `nar` predicts `level` from the levels below; `nar-len`
-            predicts the masked codes of level 0; `len` predicts the number of frames, digit by digit.
+            predicts the masked codes of level 0; `stt` predicts the phonemes of the response; `len` predicts the
+            number of frames, digit by digit.
         level: the level that `nar` predicts, 1 or more.
         masked: [T] booleans, the positions that `nar-len` hides and predicts.
-        stop: the stop token ends an `ar` response (training); not when it is to be continued.
+        stop: the output is complete (training); not when it is to be continued (decoding).
     """
 
     sample: Sample
@@ -81,7 +82,7 @@ class Request:
 
     @property
     def causal(self) -> bool:
-        return self.kind in ("ar", "len")
+        return self.kind in ("ar", "stt", "len")
 
 
 @dataclass
@@ -136,7 +137,8 @@ class Tables:
 
 def head_of(request: Request, spec: ModelSpec) -> int:
     """The classifier's number: the level, then NAR-len, speech-to-text and length."""
-    return {"ar": 0, "nar": request.level, "nar-len": spec.levels, "len": spec.levels + 2}[request.kind]
+    q = spec.levels
+    return {"ar": 0, "nar": request.level, "nar-len": q, "stt": q + 1, "len": q + 2}[request.kind]
 
 
 def length_tokens(frames: int, spec: ModelSpec) -> np.ndarray:
@@ -159,17 +161,15 @@ def lay_out(requests: Sequence[Request], spec: ModelSpec, *, pad_left: bool = Fa
     sequences, positions, outputs, targets, heads = [], [], [], [], []
     prompt_codes, prompt_limits, response_codes, response_limits = [], [], [], []
     n_prompt = n_response = 0
-    total_prompt = sum(len(p) for r in requests for p in r.sample.prompt_parts() if not isinstance(p, str))
+    prompted = [r.sample for r in requests if r.kind != "stt"]
+    total_prompt = sum(len(p) for s in prompted for p in s.prompt_parts() if not isinstance(p, str))
     for at, request in enumerate(requests):
         sample = request.sample
-        phones = _checked(sample.phone_ids(), spec.phoneme_tokens, "phoneme", at)
-        segments = [
-            tables.phonemes + phones,
-            [tables.languages + _bounded(sample.language_id(), spec.langs, "language", at)],
-            [tables.levels + _bounded(request.level, spec.levels, "level", at)],
-        ]
+        phones = tables.phonemes + _checked(sample.phone_ids(), spec.phoneme_tokens, "phoneme", at)
+        language = [tables.languages + _bounded(sample.language_id(), spec.langs, "language", at)]
+        quantiser = [tables.levels + _bounded(request.level, spec.levels, "level", at)]
         prompt = []
-        for part in sample.prompt_parts():
+        for part in sample.prompt_parts() if request.kind != "stt" else ():
             if isinstance(part, str):
                 prompt.append([tables.tasks + TASKS[part]])
                 continue
@@ -178,17 +178,22 @@ def lay_out(requests: Sequence[Request], spec: ModelSpec, *, pad_left: bool = Fa
             n_prompt += len(codes)
             prompt_codes.append(codes)
             prompt_limits.append(np.full(len(codes), max(1, request.level)))
-        if prompt:
-            segments.append(np.concatenate(prompt))
-        if sample.tone is not None:
-            segments.append([tables.tones + _bounded(sample.tone, spec.tones, "tone", at)])
         response, target, codes, limit = _response(request, spec, tables, at)
         if codes is not None:
             response = tables.audio + total_prompt + n_response + np.arange(len(codes))
             n_response += len(codes)
             response_codes.append(codes)
             response_limits.append(np.full(len(codes), limit))
-        segments.append(response)
+        if request.kind == "stt":
+            segments = [response, language, quantiser, phones]
+            target = sample.phone_ids() if request.stop else target
+        else:
+            segments = [phones, language, quantiser]
+            if prompt:
+                segments.append(np.concatenate(prompt))
+            if sample.tone is not None:
+                segments.append([tables.tones + _bounded(sample.tone, spec.tones, "tone", at)])
+            segments.append(response)
 
         pieces, places = [], []
         for i, segment in enumerate(segments):
@@ -199,7 +204,7 @@ def lay_out(requests: Sequence[Request], spec: ModelSpec, *, pad_left: bool = Fa
         sequences.append(rows)
         positions.append(np.arange(len(rows)) if spec.unified_position_ids else np.concatenate(places))
         # An autoregressive state predicts the token behind it, the last separator the first token.
-        first = len(rows) - len(response) - (1 if request.causal else 0)
+        first = len(rows) - len(segments[-1]) - (1 if request.causal else 0)
         count = max(1, len(target)) if request.causal and not request.stop else len(target)
         outputs.append(np.arange(first, first + count))
         targets.append(target if len(target) == count else np.full(count, -1))
@@ -251,6 +256,10 @@ def _response(
     codes = np.zeros((0, spec.levels), np.int64)
     if sample.response is not None:
         codes = _codes(sample.response, spec, at)
+    if request.kind == "stt":
+        if not len(codes):
+            raise ValueError(f"sample {at}: there is no response to transcribe")
+        return none, none, codes, request.level
     if request.kind == "ar":
         if request.stop:
             end = np.full((1, spec.levels), 0)

@@ -42,7 +42,9 @@ class ModelSpec:
         unified_position_ids: positions run on over the sequence instead of restarting in each segment.
         audio_embedding_sums: levels below the predicted one are summed (`True`, or only in the prompt or the
             response), or only the one just below is embedded (`False`).
+        split_classifiers: a head for each level, instead of one for all.
         classifiers_bias: the output heads have biases.
+        masking_train_p: share of the level 0 samples that are trained to be demasked (NAR-len).
         length_offset: what the `len` task adds to the number of frames (1 in weights trained before us).
     """
 
@@ -61,8 +63,10 @@ class ModelSpec:
     noncausal_masks: bool = True
     unified_position_ids: bool = False
     audio_embedding_sums: bool | Literal["prom", "resp"] = True
+    split_classifiers: bool = True
     classifiers_bias: bool = True
     length_offset: int = 0
+    masking_train_p: float = 0.0
     level_weights: tuple[float, ...] | Literal["auto", "equal"] = "auto"
     capabilities: tuple[str, ...] = field(default=("ar", "nar"))
 
@@ -76,6 +80,12 @@ class ModelSpec:
     def stop(self) -> int:
         """The stop token of level 0, and the mask token of NAR-len."""
         return self.audio_tokens
+
+    @property
+    def classes(self) -> list[int]:
+        """Classes of each head: the levels, NAR-len, speech-to-text, length."""
+        codes = self.audio_tokens
+        return [codes + 1] + [codes] * (self.levels - 1) + [codes, self.phoneme_tokens, LENGTH_DIGITS]
 
     def sums(self, segment: Literal["prom", "resp"]) -> bool:
         return self.audio_embedding_sums is True or self.audio_embedding_sums == segment
@@ -109,9 +119,11 @@ class ModelSpec:
             noncausal_masks=experimental.get("noncausal_masks", True),
             unified_position_ids=experimental.get("unified_position_ids", False),
             audio_embedding_sums=experimental.get("audio_embedding_sums", True),
+            split_classifiers=experimental.get("split_classifiers", True),
             classifiers_bias=experimental.get("classifiers_bias", True),
             # Weights made before the field existed were trained on the length + 1.
             length_offset=experimental.get("length_offset", 1),
+            masking_train_p=experimental.get("masking_train_p", 0.0),
             level_weights=p if isinstance(p, str) else tuple(p),
             capabilities=tuple(config.get("capabilities", ("ar", "nar"))),
         )
@@ -139,12 +151,13 @@ class ModelSpec:
             "dropout": self.dropout,
             "capabilities": list(self.capabilities),
             "experimental": {
-                "split_classifiers": True,
+                "split_classifiers": self.split_classifiers,
                 "audio_embedding_sums": self.audio_embedding_sums,
                 "unified_position_ids": self.unified_position_ids,
                 "noncausal_masks": self.noncausal_masks,
                 "classifiers_bias": self.classifiers_bias,
                 "length_offset": self.length_offset,
+                "masking_train_p": self.masking_train_p,
                 "rvq_levels_p": self.level_weights if isinstance(self.level_weights, str) else [*self.level_weights],
             },
         }
@@ -169,7 +182,8 @@ class ModelSpec:
             inner, dim = shapes["model.layers.0.mlp.up_proj.weight"]
             seen["ffn"] = inner / dim
         seen["layers"] = len([n for n in shapes if n.endswith(".input_layernorm.weight")]) or self.layers
-        seen["classifiers_bias"] = "classifiers.proj.0.bias" in shapes
+        seen["split_classifiers"] = "classifiers.proj.0.weight" in shapes
+        seen["classifiers_bias"] = bool({"classifiers.proj.0.bias", "classifier.bias"} & shapes.keys())
         return replace(self, **seen)
 
 

@@ -1,0 +1,61 @@
+"""`.enc` files: one encoded utterance each, a pickled dict in a NumPy file, read without running what it holds."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from vall_e.data.store import DatasetError
+
+_ALLOWED = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.numeric", "_frombuffer"),
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Rebuilds numpy arrays and plain values; anything else in the pickle is refused before it runs."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which an encoded utterance does not need")
+
+
+def read_enc(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """(codes int64 [T, levels], metadata) of a file.
+
+    Raises:
+        DatasetError: the file is missing, damaged, or would run code.
+    """
+    try:
+        with path.open("rb") as f:
+            held = _read_object(f)
+        codes = np.asarray(held["codes"])
+        metadata = dict(held.get("metadata") or {})
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, IndexError, pickle.PickleError) as e:
+        raise DatasetError(f"{path}: not a readable .enc file: {e or type(e).__name__}") from e
+    if codes.ndim == 3 and codes.shape[0] == 1:
+        codes = codes[0].T  # 1, levels, T
+    if codes.ndim != 2 or codes.dtype.kind not in "iu":
+        raise DatasetError(f"{path}: expected integer codes [1, levels, T], found {codes.dtype} {list(codes.shape)}")
+    return codes.astype(np.int64), metadata
+
+
+def _read_object(f: IO[bytes]) -> dict[str, Any]:
+    version = np.lib.format.read_magic(f)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(f)
+    if dtype != np.dtype(object) or shape not in ((), (1,)):
+        raise ValueError(f"expected one pickled object, found an array of {dtype} {list(shape)}")
+    held = _ArraysOnly(f).load()
+    return held.item() if isinstance(held, np.ndarray) else held

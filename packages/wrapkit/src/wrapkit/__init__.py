@@ -2,6 +2,7 @@
 
 * what to change: `Policy`
 * modules: `replace`, `inject`, `LoRA` (more on adapters in `wrapkit.lora`)
+* memory: `Checkpoint`
 * training: `optimizer`, `Rule`, `MultiOptimizer`
 * taking it back: `Handle.undo`
 """
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 # Names and where they live: importing wrapkit does not import torch.
 _CONTENTS = {
     "BackendUnavailable": "wrapkit._errors",
+    "Checkpoint": "wrapkit._checkpoint",
     "Handle": "wrapkit._handle",
     "LoRA": "wrapkit.lora",
     "MultiOptimizer": "wrapkit.optim",
@@ -27,6 +29,7 @@ _CONTENTS = {
 }
 
 if TYPE_CHECKING:
+    from wrapkit._checkpoint import Checkpoint as Checkpoint
     from wrapkit._errors import BackendUnavailable as BackendUnavailable
     from wrapkit._errors import NonFiniteGradient as NonFiniteGradient
     from wrapkit._errors import PatternError as PatternError

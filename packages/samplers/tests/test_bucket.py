@@ -1,6 +1,7 @@
 """Batches within limits: always, for any costs; and with little padding."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,3 +244,21 @@ def test_report_of_hand_made_batches():
     assert over.over_budget == 0.5
     assert BatchedOrderedSampler([1, 1], max_size=1).report().budget_used is None
     assert samplers.Report.__doc__
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "waste", "random"),
+    [("demo", 30, 0.03, 0.2), ("recordings", 30, 0.1, 0.4)],  # few items: wider windows would mix too little
+)
+def test_real_durations(name, budget, waste, random):
+    """Those of the demo corpus and of recordings of a human speaker; see data/README.md."""
+    costs = np.loadtxt(Path(__file__).parent / "data" / f"{name}.txt")
+    sampler = BucketSampler(costs, max_cost=budget, overlong="singleton")
+    for _ in range(2):
+        batches = list(sampler)
+        assert sorted(i for batch in batches for i in batch) == list(range(len(costs)))
+        assert all(len(b) == 1 or costs[b].max() * len(b) <= budget for b in batches)
+    report = sampler.report()
+    assert report.waste <= waste
+    assert report.budget_used >= 0.85  # singletons above the budget and short last batches included
+    assert BucketSampler(costs, max_cost=budget, window=1, overlong="singleton").report().waste >= random  # the control

@@ -417,7 +417,7 @@ def main() -> None:
         "tables": {},
     }
     states = {
-        "transformer": transformer(2, 128) if options.quick else transformer(12, 1280),
+        "transformer": transformer(2, 128) if options.quick else transformer(12, 1024),
         "many small": small_tensors(1000 if options.quick else 20_000),
     }
     with tempfile.TemporaryDirectory(dir=parent) as folder:

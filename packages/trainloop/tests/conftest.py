@@ -119,7 +119,10 @@ def server() -> None:
     that moment would stay locked in the rank for ever.
     """
     if "forkserver" in multiprocessing.get_all_start_methods():
-        multiprocessing.set_forkserver_preload(["pytest", "trainloop.trainer", "trainloop.ddp", "trainloop.fsdp"])
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        multiprocessing.set_forkserver_preload(
+            ["pytest", "trainloop.trainer", "trainloop.ddp", "trainloop.fsdp", "accelerate", "deepspeed"]
+        )
         forkserver.ensure_running()
 
 

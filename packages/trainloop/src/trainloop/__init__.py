@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trainloop.clock import Clock as Clock
     from trainloop.commands import Command as Command
     from trainloop.ddp import DDPEngine as DDPEngine
+    from trainloop.deepspeed_engine import DeepSpeedEngine as DeepSpeedEngine
     from trainloop.engine import Engine as Engine
     from trainloop.engines import Engines as Engines
     from trainloop.fsdp import FSDPEngine as FSDPEngine
@@ -58,6 +59,7 @@ _WHERE = {
     "Clock": "clock",
     "Command": "commands",
     "DDPEngine": "ddp",
+    "DeepSpeedEngine": "deepspeed_engine",
     "Engine": "engine",
     "Engines": "engines",
     "Every": "cadence",

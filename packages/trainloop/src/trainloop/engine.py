@@ -31,6 +31,8 @@ class Engine(Protocol):
         synchronised: whether gradients are averaged over the ranks.
         collective_forward: whether the ranks wait for each other in the forward pass, so that one rank's
             failure there cannot be skipped on all.
+        collective_backward: whether the ranks reduce gradients in each backward pass of a window, so that
+            they agree before each and not before the last alone.
         sharded: whether every rank writes its own part of a checkpoint (`write_shards`).
     """
 
@@ -43,6 +45,7 @@ class Engine(Protocol):
     exact_resume: bool
     synchronised: bool
     collective_forward: bool
+    collective_backward: bool
     sharded: bool
 
     @property

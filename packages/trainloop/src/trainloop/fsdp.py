@@ -35,6 +35,7 @@ class FSDPEngine(TorchEngine):
 
     synchronised = True
     collective_forward = True
+    collective_backward = True
 
     def __init__(
         self,

@@ -116,14 +116,14 @@ class RunState:
                     engine.load_module_state(module)
                 else:
                     engine.load_state_dict({"module": module, **store.read(found, f"{engine.name}.optim")})
+                    if engine.sharded:
+                        engine.read_shards(found.path)
             except (RuntimeError, ValueError, KeyError) as e:
                 raise CheckpointMismatch(
                     f"engine {engine.name!r} cannot load {found.path}: {e}\n"
                     "The checkpoint is of another model or optimizer: train with the configuration it was "
                     "made with, or into an empty folder (Resume(init_from=…, module_only=True) takes weights)"
                 ) from e
-            if engine.sharded and not module_only:
-                engine.read_shards(found.path)
         if module_only or (resume.restart_step_count and not own):
             for engine in self._engines:
                 engine.clock.load_state_dict(type(engine.clock)().state_dict())

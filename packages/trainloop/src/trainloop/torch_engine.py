@@ -32,6 +32,7 @@ class TorchEngine:
     exact_resume = True
     synchronised = False
     collective_forward = False
+    collective_backward = False
     sharded = False
 
     def __init__(

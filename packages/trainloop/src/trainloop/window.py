@@ -91,7 +91,7 @@ class WindowRunner:
             ctx = StepContext(step, micro, len(batches), epoch, self._engines)
             last = micro == len(batches) - 1
             out, failure = self._forward(engine, batch, ctx, last)
-            if comm.world_size > 1 and (last or failure is not None):
+            if comm.world_size > 1 and (last or failure is not None or engine.collective_backward):
                 reason = self._agree(window, out, failure)
             elif failure is not None:
                 reason = self._skippable(failure)

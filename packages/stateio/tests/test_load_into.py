@@ -136,3 +136,34 @@ def test_a_flipped_bit_is_noticed(tmp_path, suffix):
     with pytest.raises(stateio.ChecksumError, match=rf"x{suffix}: tensor 'w': expected xxh3 \w+, found \w+"):
         stateio.load_into(path, {"w": torch.zeros(1 << 18)})
     stateio.load_into(path, {"w": torch.zeros(1 << 18)}, verify=False)
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20])
+def test_tensors_tied_in_the_target_alone(tmp_path, suffix, size):
+    """Two tensors of the file for one memory: threads must not mix them."""
+    path = stateio.save({"a": torch.full((size,), 1.0), "b": torch.full((size,), 2.0)}, tmp_path / f"x{suffix}")
+    weight = torch.zeros(size)
+    for target in ({"a": weight, "b": weight}, {"a": weight, "b": weight.view(size)}):
+        for _ in range(5):
+            assert stateio.load_into(path, target).complete
+            assert torch.equal(weight, torch.full((size,), 2.0))
+
+
+def test_overlapping_views_in_the_target(tmp_path, suffix):
+    path = stateio.save({"q": torch.ones(1 << 19), "qkv": torch.full((3 << 19,), 2.0)}, tmp_path / f"x{suffix}")
+    fused = torch.zeros(3 << 19)
+    stateio.load_into(path, {"q": fused[: 1 << 19], "qkv": fused})
+    assert torch.equal(fused, torch.full((3 << 19,), 2.0))
+
+
+def test_tensors_tied_on_both_sides_are_read_once(tmp_path, suffix):
+    weight = torch.ones(100)
+    path = stateio.save({"a": weight, "b": weight}, tmp_path / f"x{suffix}")
+    target, read = torch.zeros(100), []
+    stateio.load_into(path, {"a": target, "b": target}, progress=read.append)
+    assert sum(read) == weight.nbytes
+    assert torch.equal(target, weight)
+    apart = {"a": torch.zeros(100), "b": torch.zeros(100)}
+    stateio.load_into(path, apart)
+    assert torch.equal(apart["a"], apart["b"])
+    assert apart["a"].data_ptr() != apart["b"].data_ptr()

@@ -12,10 +12,8 @@ import torch
 
 from ._errors import UnsupportedObjectError
 from ._layout import ITEM_SIZES, nbytes_of
-from ._memory import memory_of
+from ._memory import has_memory, memory_of
 from ._tree import encode
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 @dataclass(slots=True)
@@ -59,8 +57,7 @@ class Collected:
         if isinstance(value, np.ndarray):
             return value.dtype.name, value.ctypes.data
         dtype = dtype_name(value.dtype)
-        wrapped = type(value) not in _PLAIN and hasattr(value, "__tensor_flatten__")
-        if value.layout is not torch.strided or wrapped or dtype not in ITEM_SIZES:
+        if value.layout is not torch.strided or dtype not in ITEM_SIZES or not has_memory(value):
             kind = f"a {type(value).__name__} of layout {value.layout}, dtype {value.dtype}"
             problem = f"at {'.'.join(path)}: expected a dense tensor, found {kind}; save its parts instead"
             raise UnsupportedObjectError(problem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from ._errors import StateFileError, TargetMismatchError
 from ._layout import StoredTensor
 from ._load import empty_like
-from ._memory import memory_of
+from ._memory import has_memory, memory_of
 from ._open import Foreign, open_layout, rebuild
 from ._stream import Progress, TensorReader
 
@@ -97,7 +98,8 @@ def load_into(
         else:
             for part in opened.parts:
                 here = [(v.stored, t) for v, t in matched if part.tensors.get(v.stored.name) is v.stored]
-                _read(part.path, here, verify, progress)
+                once = {(stored.name, id(tensor)): (stored, tensor) for stored, tensor in here}  # tied on both sides
+                _read(part.path, list(once.values()), verify, progress)
     return report
 
 
@@ -109,22 +111,30 @@ def _read(
 ) -> None:
     direct, staged = [], []
     for stored, tensor in pairs:
-        if _takes_bytes(tensor, stored):
-            direct.append((stored, memory_of(tensor)))
-        else:
-            staged.append((stored, tensor))
+        (direct if _takes_bytes(tensor, stored) else staged).append((stored, tensor))
     with TensorReader(path, verify=verify, progress=progress) as reader:
-        reader.read(direct)
+        if _share_memory(direct):  # tied here but not in the file: the last one in the file stays
+            for stored, tensor in sorted(direct, key=lambda pair: pair[0].offset):
+                reader.read([(stored, memory_of(tensor))])
+        else:
+            reader.read((stored, memory_of(tensor)) for stored, tensor in direct)
         for stored, tensor in staged:
             staging = empty_like(stored)  # one at a time
             reader.read([(stored, memory_of(staging))])
             tensor.copy_(staging)
 
 
+def _share_memory(pairs: list[tuple[StoredTensor, torch.Tensor]]) -> bool:
+    """Whether any two of these would be read into the same bytes."""
+    places = sorted((tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for _, tensor in pairs)
+    return any(end > start for (_, end), (start, _) in pairwise(places))
+
+
 def _takes_bytes(tensor: torch.Tensor, stored: StoredTensor) -> bool:
     """Whether the bytes in the file are those of the tensor's memory."""
-    same_dtype = tensor.dtype == getattr(torch, stored.dtype)
-    return tensor.is_cpu and same_dtype and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+    if tensor.dtype != getattr(torch, stored.dtype) or not has_memory(tensor):
+        return False
+    return tensor.is_cpu and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 def _target_tensors(target: torch.nn.Module | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ import torch
 import wrapkit
 from torch import nn
 from wrapkit import Checkpoint, Policy, UndoOrderError
+from wrapkit._around import around_of
 from wrapkit._saved import SavedTensors
 from wrapkit.ext.unsloth import Offloader, checkpoint
 
@@ -136,7 +137,7 @@ def test_undo_names_and_order():
     assert [type(m) for m in model.modules()] == kinds
     handle = Checkpoint(Policy(["layers.2.up"])).apply(model)
     model.layers[2].up.__class__ = nn.Linear
-    with pytest.raises(UndoOrderError, match="a block is a Linear now"):
+    with pytest.raises(UndoOrderError, match="the forward of a Linear has been changed again"):
         handle.undo()
 
 
@@ -191,7 +192,7 @@ def test_pinned_memory_and_a_side_stream_on_a_gpu(capsys):
     def blocking():
         handle = Checkpoint(Policy(["*"]), offload=True).apply(model)
         for module in model:
-            module.__dict__["_wrapkit_offloader"] = Blocking(model.parameters())
+            around_of(module)[0].offloader = Blocking(model.parameters())
         return handle
 
     results = {

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from wrapkit._around import around_of, surround
 from wrapkit._handle import Handle
 from wrapkit._policy import Policy
-
-_SETTING = "_wrapkit_offloader"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Checkpoint:
         """
         blocks = self.blocks(model)
         for name, block in blocks.items():
-            if hasattr(type(block), _SETTING):
+            if any(isinstance(around, Recompute) for around in around_of(block)):
                 raise ValueError(f"{name} is checkpointed already")
         offloader = None
         if self.offload:
@@ -49,18 +48,12 @@ class Checkpoint:
             offloader = Offloader(model.parameters())
         handle = Handle(model, list(blocks))
         for block in blocks.values():
-            _wrap(handle, block, offloader)
+            surround(handle, block, Recompute(offloader))
         return handle
 
     def blocks(self, model: nn.Module) -> dict[str, nn.Module]:
         """The blocks by name; errors as for `apply`."""
-        chosen: dict[str, nn.Module] = {}
-        inside: set[nn.Module] = set()
-        for name, module in self.policy.modules(model):
-            if module in inside or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-                continue  # those are never called themselves
-            chosen[name] = module
-            inside.update(module.modules())
+        chosen = self.policy.blocks(model)
         if self.skip_last:
             chosen.pop(next(reversed(chosen), ""), None)
         if not chosen:
@@ -68,41 +61,17 @@ class Checkpoint:
         return chosen
 
 
-def _wrap(handle: Handle, block: nn.Module, offloader: Any) -> None:
-    kind = type(block)
-    wrapped = checkpointed(kind)
+class Recompute:
+    """A forward that is computed again in the backward pass; with an offloader, from inputs that it keeps."""
 
-    def undo() -> None:
-        block.__class__ = kind
-        del block.__dict__[_SETTING]
+    def __init__(self, offloader: Any = None) -> None:
+        self.offloader = offloader
 
-    def check() -> str | None:
-        return None if type(block) is wrapped else f"a block is a {type(block).__name__} now, not a {wrapped.__name__}"
-
-    block.__dict__[_SETTING] = offloader
-    block.__class__ = wrapped
-    handle.on_undo(undo, check)
-
-
-@cache
-def checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
-    """A subclass that differs in its forward. As a class, and not a patched method, it survives copies and pickles."""
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        function, offloader = partial(kind.forward, self), self.__dict__[_SETTING]
+    def __call__(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
-            return function(*args, **kwargs)
-        if offloader is None:
-            return checkpoint(function, *args, use_reentrant=False, **kwargs)
+            return forward(*args, **kwargs)
+        if self.offloader is None:
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
         from wrapkit.ext.unsloth import checkpoint as offloaded
 
-        return offloaded(offloader, function, *args, **kwargs)
-
-    def reduce(self: Any, protocol: int) -> Any:
-        return _rebuild, (kind,), self.__getstate__() if hasattr(kind, "__getstate__") else self.__dict__
-
-    return type(f"Checkpointed{kind.__name__}", (kind,), {"forward": forward, "__reduce_ex__": reduce, _SETTING: None})
-
-
-def _rebuild(kind: type[nn.Module]) -> nn.Module:
-    return object.__new__(checkpointed(kind))
+        return offloaded(self.offloader, forward, *args, **kwargs)

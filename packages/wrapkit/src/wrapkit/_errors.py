@@ -27,3 +27,11 @@ class NonFiniteGradient(FloatingPointError):
             f'on), lower the learning rate or clip, or build the optimizer with nonfinite="skip" or "ignore"'
         )
         self.names = names
+
+
+class OverBudget(ValueError):
+    """Modules that fit on no device within the limits. `names` lists them."""
+
+    def __init__(self, names: list[str], message: str) -> None:
+        super().__init__(message)
+        self.names = names

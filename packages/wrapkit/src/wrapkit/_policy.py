@@ -102,6 +102,20 @@ class Policy:
         self.check(_all_names(model))
         return [(name, module) for name, module in model.named_modules() if self.chooses(name, module)]
 
+    def blocks(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The outermost chosen modules that are called: of a `ModuleList` its entries, each by its first name.
+
+        Raises:
+            PatternError: a pattern covers nothing.
+        """
+        chosen: dict[str, nn.Module] = {}
+        inside: set[nn.Module] = set()
+        for name, module in self.modules(model):
+            if module not in inside and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+                chosen[name] = module
+                inside.update(module.modules())
+        return chosen
+
     def parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
         """The chosen parameters, each once under its first name; types and predicate see the owner."""
         self.check(_all_names(model))

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from wrapkit._bytes import module_tensors, storage_key
+
 _observers: list[SavedTensors] = []
-
-
-def storage_key(tensor: Tensor) -> int:
-    """Tells tensors apart by their memory: views and ties of one storage have one key. Works without memory too."""
-    return tensor.untyped_storage()._cdata
 
 
 def observe(tensor: Tensor, moved: bool) -> None:
@@ -38,7 +34,7 @@ class SavedTensors:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._own = {storage_key(t) for t in _own_tensors(model)}
+        self._own = {storage_key(t) for module in model.modules() for t in module_tensors(module)}
         self._here: dict[int, Tensor] = {}
         self._moved: dict[int, Tensor] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
@@ -77,10 +73,3 @@ class SavedTensors:
         self._hooks.__exit__(*exception)
         _observers.remove(self)
 
-
-def _own_tensors(model: nn.Module) -> Iterable[Tensor]:
-    for tensor in (*model.parameters(), *model.buffers()):
-        if hasattr(tensor, "__tensor_flatten__"):  # a subclass made of others
-            yield from (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
-        else:
-            yield tensor

@@ -122,7 +122,7 @@ class LoRALayer(nn.Module):
         if isinstance(self.base, nn.Embedding):
             return F.linear(F.embedding(x, a.T, self.base.padding_idx), b)  # *, width
         x = F.dropout(x, dropout, self.training) if dropout else x
-        if not torch.is_autocast_enabled(x.device.type):
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
             x = x.to(a.dtype)
         if isinstance(self.base, CONVOLUTIONS):
             low = self.base._conv_forward(x, a, None)  # *, rank, positions: padded and strided as the base does

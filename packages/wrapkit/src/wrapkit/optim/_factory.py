@@ -54,12 +54,7 @@ def optimizer(
         ValueError: an unknown name, options the optimizer cannot work with, or no parameters.
         BackendUnavailable: the package behind the name cannot be used here.
     """
-    key = name.lower().replace("_", "-")
-    key = ALIASES.get(key, key)
-    if key not in OPTIMIZERS:
-        close = difflib.get_close_matches(key, OPTIMIZERS, n=1)
-        meant = f" (did you mean {close[0]}?)" if close else ""
-        raise ValueError(f"there is no optimizer {name!r}{meant}; known: {', '.join(OPTIMIZERS)}")
+    key = canonical(name)
     if isinstance(module_or_groups, nn.Module):
         groups = sort_parameters(module_or_groups, policy, rules)
     elif policy is not None or rules is not DEFAULT_RULES:
@@ -74,6 +69,17 @@ def optimizer(
     if isinstance(module_or_groups, nn.Module) and key.startswith("schedulefree"):
         _external.follow_mode(built, module_or_groups)
     return built
+
+
+def canonical(name: str) -> str:
+    """The name in `OPTIMIZERS` that a caller's spelling means; ValueError if there is none."""
+    key = name.lower().replace("_", "-")
+    key = ALIASES.get(key, key)
+    if key not in OPTIMIZERS:
+        close = difflib.get_close_matches(key, OPTIMIZERS, n=1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(f"there is no optimizer {name!r}{meant}; known: {', '.join(OPTIMIZERS)}")
+    return key
 
 
 def merge(groups: Groups) -> Groups:

@@ -129,12 +129,20 @@ class Apollo(Optimizer):
         state = self.state[parameter]
         if not state:
             m, n = gradient.shape
-            rank = group["rank"] or self._default_rank(m)
+            rank = self._rank(group, m)
             state["step"] = torch.zeros(())  # on the CPU, as torch's optimizers keep it: reading it must not wait
             state["norm"] = gradient.new_zeros(())
-            state["exp_avg"] = gradient.new_zeros(min(rank, m), n)
-            state["exp_avg_sq"] = gradient.new_zeros(min(rank, m), n)
+            state["exp_avg"] = gradient.new_zeros(rank, n)
+            state["exp_avg_sq"] = gradient.new_zeros(rank, n)
         return state
+
+    def predict(self, parameter: Tensor, group: dict[str, Any]) -> int:
+        """Bytes of state that a parameter will have: four for each of 2nr + 2 numbers."""
+        m, n = sorted((parameter.size(0), parameter.numel() // parameter.size(0)))
+        return 4 * (2 * n * self._rank(group, m) + 2)
+
+    def _rank(self, group: dict[str, Any], m: int) -> int:
+        return min(group["rank"] or self._default_rank(m), m)
 
     def _default_rank(self, m: int) -> int:
         total = sum(p.numel() for group in self.param_groups for p in group["params"])

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from wrapkit._saved import observe, storage_key
+from wrapkit._bytes import storage_key
+from wrapkit._saved import observe
 
 SMALL = 1 << 16  # bytes below which a tensor is not worth a copy, such as a mask's or a scalar's
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import wave
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,18 +71,57 @@ def _resampled(frames, sample_rate: int) -> np.ndarray:
 
 def write_wav(path: str | Path, samples: np.ndarray, sample_rate: int) -> None:
     """Write mono float samples [T] in -1 to 1 (clipped) as a 16-bit WAV; the name appears when it is complete."""
-    import numpy as np
-
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    data = (np.clip(samples, -1, 1) * 32767).astype("<i2")
+    data = _int16(samples)
     try:
         with wave.open(str(temporary), "wb") as f:
             f.setnchannels(1)
             f.setsampwidth(2)
             f.setframerate(sample_rate)
-            f.writeframes(data.tobytes())
+            f.writeframes(data)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def stream_wav(path: str | Path, chunks: Iterable[np.ndarray], sample_rate: int) -> int:
+    """Write chunks of mono float samples [t] as they come, into a 16-bit WAV or (`-`) to stdout.
+
+    The header of a stream gives the largest length; a file's is put right at the end.
+
+    Returns:
+        The number of samples.
+    """
+    import sys
+
+    out = sys.stdout.buffer if str(path) == "-" else Path(path).open("wb")  # noqa: SIM115 - stdout is not closed
+    total = 0
+    try:
+        out.write(_header(0x7FFFF000, sample_rate))
+        for chunk in chunks:
+            out.write(_int16(chunk))
+            out.flush()
+            total += len(chunk)
+        if out.seekable():
+            out.seek(0)
+            out.write(_header(2 * total, sample_rate))
+    finally:
+        if str(path) != "-":
+            out.close()
+    return total
+
+
+def _int16(samples: np.ndarray) -> bytes:
+    import numpy as np
+
+    return (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
+
+
+def _header(size: int, sample_rate: int) -> bytes:
+    """The header of a WAV file with so many bytes of mono 16-bit samples."""
+    import struct
+
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
+    return struct.pack("<4sI4s", b"RIFF", size + 36, b"WAVE") + form + struct.pack("<4sI", b"data", size)

@@ -1,14 +1,27 @@
-"""The model that a configuration trains: its shape from configuration and dataset, its weights, what is changed in it."""
+"""The model that a configuration trains: its shape, the weights it starts from, and what is changed in it."""
 
 from __future__ import annotations
 
 import fnmatch
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from vall_e.config import Config
+import torch
+import wrapkit
+from torch import nn
+
+from vall_e.config import Config, Optimizations
 from vall_e.data.open import DatasetOf
 from vall_e.model.model import VallE
 from vall_e.model.spec import ModelSpec
+
+BLOCKS = wrapkit.Policy(["model.layers"])
+"""The transformer's blocks: what is checkpointed, quantised and adapted."""
+
+_BITSANDBYTES = {"adam": "adam8bit", "adamw": "adamw8bit", "sgd": "sgd8bit", "adagrad": "adagrad8bit"}
+_DADAPTATION = {"adam": "dadapt-adam", "adamw": "dadapt-adam", "sgd": "dadapt-sgd"}
 
 
 def spec_of(cfg: Config, data: DatasetOf) -> ModelSpec:
@@ -42,12 +55,117 @@ def spec_of(cfg: Config, data: DatasetOf) -> ModelSpec:
 
 
 def build_model(cfg: Config, spec: ModelSpec) -> VallE:
-    """The model, with the weights it starts from and the parameters that are not trained."""
-    model = VallE(spec)
+    """The model on its device, with its weights, replacements, adapters and frozen parameters.
+
+    Raises:
+        ValueError: the weights do not fit, or a pattern matches nothing.
+        BackendUnavailable: an optimization whose package cannot be used here.
+    """
+    chosen = cfg.optimizations
+    layers = _layers(chosen)
+    with _injected(layers) if chosen.injects else nullcontext():
+        model = VallE(spec)
+    if cfg.model.path is not None:
+        start_from(model, cfg.model.path, resize=cfg.trainer.resize_modules, strict=cfg.trainer.strict_loading)
+    model.to(cfg.torch_device())
+    if chosen.replace and not chosen.injects:
+        for kind, name in layers.items():
+            wrapkit.replace(model, name, BLOCKS if kind is nn.Linear else wrapkit.Policy(types=[kind]))
     for pattern in cfg.model.frozen_params:
-        frozen = [p for name, p in model.named_parameters() if fnmatch.fnmatch(name, pattern)]
-        if not frozen:
-            raise ValueError(f"frozen_params: {pattern!r} matches no parameter")
-        for p in frozen:
-            p.requires_grad_(False)
+        _freeze(model, pattern)
+    if cfg.lora is not None:
+        _adapt(cfg, model)
+    if cfg.trainer.gradient_checkpointing or chosen.unsloth:
+        wrapkit.Checkpoint(BLOCKS, offload=chosen.unsloth, skip_last=chosen.unsloth).apply(model)
     return model
+
+
+def optimizer_of(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer by its name, or what the optimizations put in its place."""
+    hyper, chosen = cfg.hyperparameters, cfg.optimizations
+    name = hyper.optimizer.lower()
+    if chosen.optimizers and chosen.dadaptation:
+        name = _DADAPTATION.get(name, name)
+    elif chosen.optimizers and chosen.bitsandbytes:
+        name = _BITSANDBYTES.get(name, name)
+    # YAML has lists where optimizers take tuples.
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in hyper.optimizer_params.items()}
+    # A gradient that is not finite is found by the engine, which skips the step on all ranks.
+    return wrapkit.optimizer(name, model, lr=hyper.learning_rate, nonfinite="ignore", **options)
+
+
+def start_from(model: VallE, path: Path, *, resize: bool, strict: bool) -> None:
+    """Load weights from a file, those of another table size too when `resize` allows it.
+
+    Raises:
+        ValueError: tensors are missing, unknown or of another shape; all of them are named.
+    """
+    from vall_e.weights import module_of
+
+    given, own = module_of(path), model.state_dict()
+    wrong = [
+        f"{name} {list(given[name].shape)} instead of {list(t.shape)}"
+        for name, t in own.items()
+        if name in given and given[name].shape != t.shape
+    ]
+    missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    if wrong and not resize:
+        raise ValueError(
+            f"{path}: tensors of another shape: {'; '.join(wrong)}. Set trainer.resize_modules=true to keep the rows "
+            "that there are and to draw the others"
+        )
+    if strict and (missing or unknown):
+        raise ValueError(
+            f"{path}: missing {', '.join(missing) or 'none'}; unknown {', '.join(unknown) or 'none'}. Set "
+            "trainer.strict_loading=false to load what fits"
+        )
+    for name, t in own.items():
+        if name in given:
+            given[name] = wrapkit.resized(given[name], t.shape) if given[name].shape != t.shape else given[name]
+    model.load_state_dict(given, strict=False)
+
+
+def _layers(chosen: Optimizations) -> dict[type[nn.Module], str]:
+    """Which kinds of layers are changed, and into what."""
+    kinds = [name for name in ("bitsandbytes", "bitnet", "fp8") if getattr(chosen, name)]
+    if len(kinds) > 1 and chosen.linear:
+        raise ValueError(f"optimizations: {' and '.join(kinds)} would each replace the linear layers; choose one")
+    layers: dict[type[nn.Module], str] = {}
+    if chosen.linear and kinds:
+        names = {"bitsandbytes": "bnb.int8-training", "bitnet": "bitlinear", "fp8": "te.fp8"}
+        layers[nn.Linear] = names[kinds[0]]
+    if chosen.embedding and chosen.bitsandbytes:
+        layers[nn.Embedding] = "bnb.stable-embedding"
+    return layers
+
+
+def _injected(layers: dict[type[nn.Module], str]) -> AbstractContextManager[Any]:
+    return wrapkit.inject(**{kind.__name__: name for kind, name in layers.items()})
+
+
+def _freeze(model: nn.Module, pattern: str) -> None:
+    frozen = [p for name, p in model.named_parameters() if fnmatch.fnmatch(name, pattern)]
+    if not frozen:
+        raise ValueError(f"frozen_params: {pattern!r} matches no parameter")
+    for p in frozen:
+        p.requires_grad_(False)
+
+
+def _adapt(cfg: Config, model: nn.Module) -> None:
+    """Put the adapter that is trained on the blocks (and on the embeddings and heads), and freeze the rest."""
+    lora = cfg.lora
+    assert lora is not None
+    include = ["model.layers.*.self_attn", "model.layers.*.mlp"]
+    if lora.embeddings:
+        include += ["text_emb", "proms_emb", "resps_emb", "classifiers"]
+    wrapkit.LoRA(
+        lora.rank,
+        lora.alpha,
+        wrapkit.Policy(include),
+        name=lora.name,
+        embeddings=lora.embeddings,
+        # The model reads its embeddings' weights, which a layer around them would not change.
+        form="parametrize" if lora.parametrize or lora.embeddings else "wrap",
+    ).apply(model)
+    if lora.path is not None:
+        wrapkit.lora.load(model, lora.path, lora.name)

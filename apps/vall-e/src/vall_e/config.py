@@ -118,7 +118,8 @@ class LoRA(Section):
     rank: int = Field(8, ge=1, description="of each adapter")
     alpha: float = Field(16.0, gt=0, description="scale, divided by the rank")
     training: bool = Field(True, description="train it; the base is then frozen")
-    embeddings: bool = Field(False, description="train the embeddings and heads too")
+    embeddings: bool = Field(False, description="adapt the embeddings and heads too")
+    parametrize: bool = Field(False, description="adapt the weights in place instead of wrapping the layers")
     rvq_levels: list[int] = Field([], description="the levels that it is trained on; none for all")
     path: Path | None = Field(None, description="an adapter to start from")
 
@@ -170,9 +171,10 @@ class Trainer(Section):
     keep_best_checkpoints: int = Field(1, ge=0, description="by validation loss, kept besides the last")
     export_on_save: bool = Field(False, description="also export the weights at each checkpoint")
     export_on_quit: bool = Field(True, description="export the weights when a run ends")
-    save_on_quit: bool = Field(True, description="save when a run is stopped before its end")
-    load_module_only: bool = Field(False, description="resume the parameters alone: a new optimizer, a new count")
-    restart_step_count: bool = Field(False, description="resume with the steps counted from 0 again")
+    load_path: Path | None = Field(None, description="a checkpoint folder to start from, when this run has none yet")
+    load_module_only: bool = Field(False, description="take the parameters of load_path alone: a new optimizer")
+    restart_step_count: bool = Field(False, description="count the steps from 0 after load_path")
+    save_on_oom: bool = Field(True, description="out of memory in a backward pass: save, then end")
     resize_modules: bool = Field(False, description="weights to start from may have fewer or more rows (languages, …)")
     strict_loading: bool = Field(True, description="weights to start from must hold every parameter, and no other")
     gradient_checkpointing: bool = Field(False, description="recompute the blocks in the backward pass")
@@ -207,7 +209,9 @@ class Optimizations(Section):
     bitnet: bool = Field(False, description="ternary weights, 8-bit activations in training")
     fp8: bool = Field(False, description="TransformerEngine's FP8 (needs a GPU that has it)")
     unsloth: bool = Field(False, description="checkpointing with inputs offloaded to the CPU")
-    model_offloading: dict[str, Any] = Field({}, description="devices that the model is split over: see wrapkit.offload")
+    model_offloading: dict[str, Any] = Field(
+        {}, description="devices that the model is split over: see wrapkit.offload"
+    )
     compile: bool | str = Field(False, description="torch.compile, or the name of its backend")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import distkit
 import numpy as np
 import torch
 from samplers import PoolSampler
@@ -32,6 +32,13 @@ class Spoken:
     prompt: np.ndarray
     out: np.ndarray
     target: np.ndarray
+
+    def write(self, folder: Path, sample_rate: int) -> None:
+        """Write it as three WAVs and its text."""
+        stem = folder / self.entry.key.replace("/", "_")
+        for name in ("prompt", "out", "target"):
+            audio.write_wav(stem.with_suffix(f".{name}.wav"), getattr(self, name), sample_rate)
+        stem.with_suffix(".txt").write_text(self.text + "\n", encoding="utf-8")
 
 
 class Evaluator:
@@ -133,9 +140,8 @@ class Evaluator:
             entries = [self.splits["val"][self._val.sample()] for _ in range(size)]
         losses = []
         for s in self.speak(entries):
-            stem = folder / split / s.entry.key.replace("/", "_")
-            for name in ("prompt", "out", "target"):
-                audio.write_wav(stem.with_suffix(f".{name}.wav"), getattr(s, name), self.codec.sample_rate)
+            if distkit.is_leader():
+                s.write(folder / split, self.codec.sample_rate)
             losses.append(metrics.mel_stft(s.out, s.target))
         return {f"{split}.mel_stft": float(np.nanmean(losses))} if losses else {}
 

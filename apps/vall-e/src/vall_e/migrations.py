@@ -47,7 +47,7 @@ _NO_EFFECT = (
             "load_tag",
             "no_logger",
             "save_disabled_engines",
-            "save_on_oom",
+            "save_on_quit",
             "save_tag",
             "activation_checkpointing",
         )
@@ -68,17 +68,11 @@ _NO_EFFECT = (
     *(f"evaluation.{key}" for key in ("load_disabled_engines", "noise")),
 )
 _NO_EFFECT_IN_MODELS = ("arch_type", "attention", "experts", "kwargs", "prom_levels", "resp_levels", "rvq_levels")
-_NO_EFFECT_IN_LORAS = ("parametrize",)
 
 
 def _scheduler_params(value: Any) -> Mapping[str, Any]:
     warmup = value.get("warmup_steps") if isinstance(value, Mapping) else None
     return {} if warmup is None else {"hyperparameters.warmup_steps": warmup}
-
-
-def _scheduler(value: Any) -> Mapping[str, Any]:
-    """Empty or unknown ones end at the default."""
-    return {}
 
 
 _SAME_AS_OURS: dict[str, tuple[Any, ...]] = {
@@ -129,7 +123,6 @@ def _if_ours(key: str, place: str) -> Callable[[Any], Mapping[str, Any]]:
 MIGRATIONS: dict[str, Target] = {
     **{key: _nothing for key in _NO_EFFECT},
     **{f"models.{i}.{key}": _nothing for i in range(_ENTRIES) for key in _NO_EFFECT_IN_MODELS},
-    **{f"loras.{i}.{key}": _nothing for i in range(_ENTRIES) for key in _NO_EFFECT_IN_LORAS},
     **{
         f"models.{i}.experimental.{key}": _if_ours(key, f"models.{i}.experimental")
         for i in range(_ENTRIES)
@@ -140,5 +133,4 @@ MIGRATIONS: dict[str, Target] = {
     "dataset.speaker_name_getter": _nothing,
     "dataset.speaker_group_getter": _nothing,
     "hyperparameters.scheduler_params": _scheduler_params,
-    "trainer.save_on_oom": _nothing,
 }

@@ -9,7 +9,7 @@ import numpy as np
 import stateio
 from trainloop import read_metrics
 
-from vall_e import audio, metrics
+from vall_e import metrics
 from vall_e.evaluation import Spoken
 from vall_e.training import Training
 
@@ -42,7 +42,7 @@ class Report:
 
     Attributes:
         losses: name to (before, after), in nats.
-        speech: None where the codec is missing.
+        speech: None where the codec is missing, or nothing is to be synthesised (evaluation.size).
     """
 
     losses: dict[str, tuple[float, float]]
@@ -55,7 +55,10 @@ def report(training: Training) -> Report:
     WAVs go to `logs/<start>/final/`, the figures to `report.json` beside them.
     """
     folder = training.cfg.log_dir / "final"
-    result = Report(_before_and_after(training), _speech(training, folder) if training.codec else None)
+    result = Report(
+        _before_and_after(training),
+        _speech(training, folder) if training.codec and training.cfg.evaluation.size else None,
+    )
     stateio.json_write(asdict(result), folder / "report.json", pretty=True)
     return result
 
@@ -67,10 +70,7 @@ def _speech(training: Training, folder: Path) -> Speech:
     trained = evaluator.speak(evaluator.fixed("subtrain", _SENTENCES // 2), seed=1, temperature=0.0)
     for split, spoken in (("val", held_out), ("subtrain", trained)):
         for s in spoken:
-            stem = folder / split / s.entry.key.replace("/", "_")
-            for name in ("prompt", "out", "target"):
-                audio.write_wav(stem.with_suffix(f".{name}.wav"), getattr(s, name), rate)
-            stem.with_suffix(".txt").write_text(s.text + "\n", encoding="utf-8")
+            s.write(folder / split, rate)
     distance = metrics.warped_distances(
         [metrics.frames(s.out) for s in held_out], [metrics.frames(s.target) for s in held_out]
     )

@@ -1,77 +1,206 @@
-"""Speech from text: phonemes, a prompt from a recording, codes, samples."""
+"""Speech from text: phonemes, a prompt from a recording, codes, samples; whole or in chunks."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vall_e import audio, espeak
+from vall_e.model.generate import autoregress, refine, sampling_of
+from vall_e.model.sampling import Sampling
 from vall_e.model.sequence import Sample
+from vall_e.model.spec import LANGUAGES
+from vall_e.text import Split, pieces
 from vall_e.weights import Voice, WeightsError
 
 _LIMIT = 2.0
 """Times the usual length of as many phonemes, after which a sentence that does not end is cut."""
+_SHORTEST = 0.3
+"""Seconds of sound that a reference needs."""
+_GAP = 0.15
+"""Seconds of silence between sentences."""
 
 
-def speak(
-    voice: Voice,
-    text: str,
-    reference: Path | None,
-    *,
-    language: str = "en",
-    seed: int = 0,
-    **sampling: Any,
-) -> np.ndarray:
-    """Speak a text in the voice of a recording.
+@dataclass(frozen=True)
+class Request:
+    """What to say, and how.
 
-    Args:
-        voice: loaded weights.
-        text: a sentence.
+    Attributes:
+        text: one sentence or many.
         reference: a recording to sound like; its first seconds are taken, as many as the model was trained with.
+            None leaves the voice open.
         language: of the text.
+        split: what is spoken at a time.
+        rolling: sentences after the first are also prompted with the end of the one before, so that a voice and
+            its pace go on.
+        modality: `ar+nar` or `nar-len`.
         seed: the same one gives the same speech.
-        sampling: options of `generate`; by default those that the weights were evaluated with.
+        options: of `generate`; by default those that the weights were evaluated with.
+    """
 
-    Returns:
-        Samples [T] at the codec's rate.
+    text: str
+    reference: Path | None = None
+    language: str = "en"
+    split: Split = "sentence"
+    rolling: bool = True
+    modality: str = "ar+nar"
+    seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Speaker:
+    """Speaks with loaded weights.
 
     Raises:
         WeightsError: the weights hold no codec.
-        AudioError, ValueError: the reference or the text cannot be used.
     """
-    if voice.codec is None:
-        raise WeightsError("these weights hold no codec, so their codes cannot be turned into speech")
-    phonemes = espeak.phonemize(text, language)
-    if not phonemes:
-        raise ValueError(f"there is nothing to say in {text!r}")
-    ids = np.array(voice.tokenizer.encode(phonemes))
-    prompt = None
-    if reference is not None:
-        samples = audio.read_audio(reference, voice.codec.sample_rate)
-        length = round(voice.settings.get("prompt_seconds", 3.0) * voice.codec.frame_rate)
-        prompt = voice.codec.encode(_without_silence(samples))[:length]
-    usual = len(ids) * voice.settings.get("frames_per_phone", voice.codec.frame_rate / 12)
-    limit = math.ceil(_LIMIT * usual) + 8
-    options = {**voice.settings.get("sampling", {}), **sampling}
-    (codes,) = voice.model.generate(
-        [Sample(ids, prompt, None, language)], "ar+nar", max_frames=limit, seed=seed, **options
-    )
-    if len(codes) >= limit:
-        warnings.warn(
-            f"the sentence did not end by itself and was cut at {limit / voice.codec.frame_rate:.1f} s; "
-            "try another seed or a lower temperature",
-            stacklevel=2,
-        )
-    if not len(codes):
-        raise ValueError("the model spoke nothing; try another seed or a longer text")
-    return voice.codec.decode(codes)
+
+    def __init__(self, voice: Voice) -> None:
+        if voice.codec is None:
+            raise WeightsError("these weights hold no codec, so their codes cannot be turned into speech")
+        self.voice, self.codec = voice, voice.codec
+
+    @property
+    def sample_rate(self) -> int:
+        return self.codec.sample_rate
+
+    def speak(self, request: Request) -> np.ndarray:
+        """Samples [T] of the whole text.
+
+        Raises:
+            AudioError, ValueError: the reference or the text cannot be used.
+        """
+        gap = np.zeros(round(_GAP * self.sample_rate), np.float32)
+        spoken: list[np.ndarray] = []
+        for sample, limit, seed in self._sentences(request):
+            codes = self._codes(sample, limit, request, seed)
+            self._last = codes
+            spoken += [self.codec.decode(codes), gap]
+        return np.concatenate(spoken[:-1])
+
+    def stream(self, request: Request, chunk_seconds: float = 0.5) -> Iterator[np.ndarray]:
+        """The same speech (`ar+nar`) in chunks [t], the first of them before its sentence is done.
+
+        The levels above the first, and the samples, of a chunk are made without what comes after it, so they
+        differ a little from those of `speak`.
+        """
+        if request.modality != "ar+nar":
+            raise ValueError(
+                f"streaming needs modality ar+nar, which makes one frame after another, not {request.modality}"
+            )
+        options = {**self.voice.settings.get("sampling", {}), **request.options}
+        nar = Sampling(options.pop("nar_temperature", 0.0))
+        strength, rescale = options.pop("cfg_strength", 1.0), options.pop("cfg_rescale", 0.75)
+        sampling = sampling_of(options)
+        chunk = max(1, round(chunk_seconds * self.codec.frame_rate))
+        model = self.voice.model
+        for i, (sample, limit, seed) in enumerate(self._sentences(request)):
+            if i:
+                yield np.zeros(round(_GAP * self.sample_rate), np.float32)
+            generator = torch.Generator(model.device).manual_seed(seed)
+            joint = _Joint(self.codec)
+            results = [np.zeros((0, 1), np.int64)]
+
+            def upper(codes: np.ndarray, sample: Sample = sample, generator: torch.Generator = generator) -> np.ndarray:
+                return refine(model, [sample], [codes], nar, generator)[0]
+
+            with torch.inference_mode():
+                for drawn in autoregress(model, [sample], [limit], sampling, generator, results, strength, rescale):
+                    if drawn.shape[1] % chunk == 0:
+                        yield joint.more(upper(drawn[0].cpu().numpy()[:, None]))
+                self._last = upper(self._checked(results[0], limit))
+            yield joint.more(self._last, last=True)
+
+    def _sentences(self, request: Request) -> Iterator[tuple[Sample, int, int]]:
+        """(what to generate, frames at most, seed) of each sentence; set `_last` to the codes before going on."""
+        if request.language not in LANGUAGES:
+            raise ValueError(f"language: expected one of {', '.join(LANGUAGES)}, found {request.language!r}")
+        sentences = pieces(request.text, request.split)
+        if not sentences:
+            raise ValueError(f"there is nothing to say in {request.text!r}")
+        reference = self._prompt(request.reference)
+        self._last = np.zeros((0, self.codec.levels), np.int64)
+        for i, sentence in enumerate(sentences):
+            phonemes = espeak.phonemize(sentence, request.language)
+            if not phonemes:
+                raise ValueError(f"there is nothing to say in {sentence!r}")
+            ids = np.array(self.voice.tokenizer.encode(phonemes))
+            prompt = reference
+            if request.rolling and len(self._last):
+                half = self._prompt_frames // 2
+                before = reference[: self._prompt_frames - half] if reference is not None else self._last[:0]
+                prompt = np.concatenate([before, self._last[-half:]])
+            usual = len(ids) * self.voice.settings.get("frames_per_phone", self.codec.frame_rate / 12)
+            yield Sample(ids, prompt, None, request.language), math.ceil(_LIMIT * usual) + 8, request.seed + i
+
+    @property
+    def _prompt_frames(self) -> int:
+        return round(self.voice.settings.get("prompt_seconds", 3.0) * self.codec.frame_rate)
+
+    def _prompt(self, reference: Path | None) -> np.ndarray | None:
+        if reference is None:
+            return None
+        samples = _without_silence(audio.read_audio(reference, self.sample_rate))
+        seconds = len(samples) / self.sample_rate
+        if seconds < _SHORTEST:
+            raise ValueError(
+                f"{reference}: {seconds:.2f} s of sound are too short to tell a voice; at least {_SHORTEST} s are "
+                f"needed, {self.voice.settings.get('prompt_seconds', 3.0):g} s are best"
+            )
+        if float((np.abs(samples) > 0.999).mean()) > 0.001:
+            warnings.warn(f"{reference}: the recording is clipped; the voice may sound harsh", stacklevel=3)
+        enough = samples[: round((self._prompt_frames + 2) / self.codec.frame_rate * self.sample_rate)]
+        return self.codec.encode(enough)[: self._prompt_frames]
+
+    def _codes(self, sample: Sample, limit: int, request: Request, seed: int) -> np.ndarray:
+        options = {**self.voice.settings.get("sampling", {}), **request.options}
+        (codes,) = self.voice.model.generate([sample], request.modality, max_frames=limit, seed=seed, **options)
+        return self._checked(codes, limit)
+
+    def _checked(self, codes: np.ndarray, limit: int) -> np.ndarray:
+        if len(codes) >= limit:
+            warnings.warn(
+                f"a sentence did not end by itself and was cut at {limit / self.codec.frame_rate:.1f} s; "
+                "try another seed or a lower temperature",
+                stacklevel=3,
+            )
+        if not len(codes):
+            raise ValueError("the model spoke nothing; try another seed or a longer text")
+        return codes
+
+
+class _Joint:
+    """Turns growing codes into samples: each chunk is decoded with some of what was before it, and faded in."""
+
+    def __init__(self, codec: Any) -> None:
+        self._codec = codec
+        self._hop = round(codec.sample_rate / codec.frame_rate)
+        self._fade = self._hop
+        self._done = 0  # frames whose samples were given out, but for the last `_fade` ones
+        self._tail = np.zeros(0, np.float32)
+
+    def more(self, codes: np.ndarray, *, last: bool = False) -> np.ndarray:
+        """The samples that are new in codes [T, levels]."""
+        begin = max(0, self._done - round(0.3 * self._codec.frame_rate) - 1)
+        samples = self._codec.decode(codes[begin:])[: (len(codes) - begin) * self._hop]
+        samples = samples[max(0, (self._done - begin) * self._hop - len(self._tail)) :].copy()
+        ramp = np.linspace(0, 1, len(self._tail), dtype=np.float32)
+        samples[: len(ramp)] = samples[: len(ramp)] * ramp + self._tail[: len(samples)] * (1 - ramp)
+        self._done = len(codes)
+        if last:
+            return samples
+        self._tail = samples[-self._fade :]
+        return samples[: -self._fade]
 
 
 def _without_silence(samples: np.ndarray) -> np.ndarray:
     """Samples from where they first reach a twentieth of their peak: a prompt of silence tells no voice."""
-    loud = np.abs(samples) > np.abs(samples).max() / 20
-    return samples[int(loud.argmax()) :]
+    loud = np.abs(samples) > np.abs(samples).max(initial=0) / 20
+    return samples[int(loud.argmax()) :] if loud.any() else samples[:0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +12,12 @@ import torch
 import trainloop
 import wrapkit
 
-from vall_e.build import build_model, spec_of
+from vall_e.build import build_model, optimizer_of, spec_of
 from vall_e.config import Config
 from vall_e.data.batches import Loader, TrainingSet
 from vall_e.data.open import DatasetOf
 from vall_e.data.order import batch_sampler
+from vall_e.data.store import DatasetError
 from vall_e.data.tasks import MIXING_TASKS, NOISE_TASKS, PromptRules, Prompts, Tasks
 from vall_e.evaluation import Evaluator
 from vall_e.model.sequence import Batch
@@ -45,7 +47,7 @@ class Training:
         self.spec = spec_of(cfg, self.data)
         torch.manual_seed(cfg.trainer.seed)
         device = cfg.torch_device()
-        self.model = build_model(cfg, self.spec).to(device)
+        self.model = build_model(cfg, self.spec)
         rules = PromptRules(
             cfg.dataset.prompt_duration_range,
             cfg.dataset.prompt_dropout,
@@ -74,15 +76,33 @@ class Training:
 
     @property
     def ckpt_dir(self) -> Path:
-        return self.cfg.ckpt_dir / self.cfg.model.name
+        """An adapter has a folder of its own: `ckpt/<model>` holds what it was made for."""
+        return self.cfg.ckpt_dir / (self.cfg.model.name if self.cfg.lora is None else self.cfg.lora.name)
 
     @property
     def weights_path(self) -> Path:
+        """What a run exports: the weights, or the adapter."""
+        if self.cfg.lora is not None:
+            return self.ckpt_dir / "lora.sft"
         return self.ckpt_dir / f"{self.cfg.weights_name}.{self.cfg.weights_format}"
 
     @property
     def plot_path(self) -> Path:
         return self.cfg.rel_path / "loss.png"
+
+    @property
+    def engine_is_whole(self) -> bool:
+        """Whether this rank alone can run the model."""
+        return not self.engine.collective_forward
+
+    def notes(self) -> list[str]:
+        """What a user should know before training starts."""
+        lines = [f"left out: {count} utterances {reason}" for reason, count in self.data.left_out.items() if count]
+        if self.data.without_codec:
+            lines.append(f"nothing will be synthesised: {self.data.without_codec}")
+        if self.cfg.dataset.validate_samples and (bad := self.data.unreadable()):
+            raise DatasetError("\n".join([f"{len(bad)} utterances cannot be used:", *(f"  {k}: {r}" for k, r in bad)]))
+        return lines
 
     # The parts ----------------------------------------------------------------------------------------------
 
@@ -115,20 +135,26 @@ class Training:
             workers=cfg.dataset.workers,
         )
 
-    def _engine(self, device: str) -> trainloop.LocalEngine:
-        hyper, trainer = self.cfg.hyperparameters, self.cfg.trainer
-        optimizer = wrapkit.optimizer(
-            hyper.optimizer, self.model, lr=hyper.learning_rate, **_tuples(hyper.optimizer_params)
-        )
-        schedule = Schedule(optimizer, hyper.scheduler, hyper.warmup_steps, trainer.iterations, self._time_used)
-        return trainloop.LocalEngine(
-            self.cfg.model.name,
+    def _engine(self, device: str) -> trainloop.Engine:
+        cfg, hyper = self.cfg, self.cfg.hyperparameters
+        options: dict[str, Any] = {}
+        if cfg.trainer.backend == "deepspeed":
+            deepspeed = cfg.trainer.deepspeed
+            scale = {"loss_scale_window": deepspeed.loss_scale_window, "min_loss_scale": deepspeed.min_loss_scale}
+            half = {"fp16": scale} if cfg.trainer.amp and cfg.trainer.weight_dtype == "float16" else {}
+            options = {"zero_stage": deepspeed.zero_optimization_level, "config": {**half, **deepspeed.config}}
+        return trainloop.build_engine(
+            cfg.trainer.backend,
+            cfg.model.name,
             self.model,
-            optimizer,
-            scheduler=schedule,
+            lambda model: optimizer_of(cfg, model),
+            scheduler=lambda optimizer: Schedule(
+                optimizer, hyper.scheduler, hyper.warmup_steps, cfg.trainer.iterations, self._time_used
+            ),
             clip=hyper.gradient_clipping,
-            precision=_PRECISION[trainer.weight_dtype] if trainer.amp else "fp32",
+            precision=_PRECISION[cfg.trainer.weight_dtype] if cfg.trainer.amp else "fp32",
             device=device,
+            **options,
         )
 
     def _trainer(self, commands: bool) -> trainloop.Trainer:
@@ -143,6 +169,9 @@ class Training:
             checkpoints=trainloop.CheckpointStore(
                 self.ckpt_dir,
                 keep_last=cfg.trainer.keep_last_checkpoints,
+                keep_best=trainloop.Best("val.loss", cfg.trainer.keep_best_checkpoints)
+                if cfg.trainer.keep_best_checkpoints
+                else None,
                 save=lambda tensors, path: stateio.save(self._file_of(tensors), path),
                 load=module_of,
                 suffix=".sft",
@@ -156,6 +185,12 @@ class Training:
             eval_first=True,
             export=lambda _: self.export(),
             commands=commands,
+            resume=trainloop.Resume(
+                init_from=cfg.trainer.load_path,
+                module_only=cfg.trainer.load_module_only,
+                restart_step_count=cfg.trainer.restart_step_count,
+            ),
+            save_on_oom=cfg.trainer.save_on_oom,
         )
 
     def _time_used(self) -> float:
@@ -196,9 +231,18 @@ class Training:
         return measured
 
     def export(self) -> Path:
-        """Write the weights with all that is needed to speak with them."""
-        assert self.trainer is not None
-        stateio.save(self._file_of(self.model.state_dict()), self.weights_path)
+        """Write the weights, or the adapter that is trained, with all that is needed to speak with them.
+
+        Every rank calls it, because gathering what is divided among them takes all; the leader writes.
+        """
+        tensors = self.engine.state_dict()["module"]
+        if distkit.is_leader():
+            if self.cfg.lora is None:
+                stateio.save(self._file_of(tensors), self.weights_path)
+            else:
+                about = {"config": json.dumps(self.cfg.to_state()["loras"][self.cfg.loras.index(self.cfg.lora)])}
+                self.weights_path.parent.mkdir(parents=True, exist_ok=True)
+                wrapkit.lora.save(self.model, self.weights_path, self.cfg.lora.name, metadata=about)
         return self.weights_path
 
     def _file_of(self, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -227,11 +271,8 @@ class Training:
         """Train to the end, or until a signal or a command stops it; export and draw the losses."""
         assert self.trainer is not None
         result = self.trainer.run()
-        self.export()
-        plot_losses(self.cfg.rel_path / "logs", self.plot_path)
+        if self.cfg.trainer.export_on_quit:
+            self.export()
+        if distkit.is_leader():
+            plot_losses(self.cfg.rel_path / "logs", self.plot_path)
         return result
-
-
-def _tuples(options: dict[str, Any]) -> dict[str, Any]:
-    """YAML has lists where optimizers take tuples."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}

@@ -76,12 +76,23 @@ def module_of(path: str | Path) -> dict[str, Tensor]:
     return _read(_file_in(Path(path)))[0]
 
 
-def load_weights(path: str | Path, device: str | torch.device = "cpu", *, config: dict[str, Any] | None = None) -> Voice:
+def load_weights(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    dtype: str = "float32",
+    lora: str | Path | None = None,
+    lora_strength: float = 1.0,
+    config: dict[str, Any] | None = None,
+) -> Voice:
     """Load weights, ours or established ones, exports or checkpoints.
 
     Args:
         path: a file; or a checkpoint folder, in which `latest` names the checkpoint.
         device: where to.
+        dtype: of the parameters: float32, bfloat16, float16.
+        lora: an adapter for them.
+        lora_strength: of the adapter.
         config: a model's entry in a configuration, for a file that holds none. Without it, that of an export
             beside the checkpoint, or of the `config.yaml` above it, is taken.
 
@@ -99,10 +110,16 @@ def load_weights(path: str | Path, device: str | torch.device = "cpu", *, config
         model.load_state_dict(tensors, assign=True)
     except RuntimeError as e:
         raise WeightsError(f"{path}: these tensors are not those of a version 5 model: {e}") from e
-    model.requires_grad_(True)
+    model.to(device, getattr(torch, dtype)).requires_grad_(True)
+    if lora is not None:
+        import wrapkit
+
+        wrapkit.lora.load(model, lora, "lora")
+        wrapkit.lora.strength(model, "lora", lora_strength)
+        wrapkit.lora.merge(model)  # speaking computes with one weight
     userdata = held.get("userdata") or {}
     return Voice(
-        model=model.to(device).eval(),
+        model=model.eval(),
         tokenizer=NaiveTokenizer(userdata.get("symmap")),
         codec=codec,
         settings=userdata.get("synthesis") or {},
@@ -123,7 +140,7 @@ def _file_in(path: Path) -> Path:
         candidates = [p for p in sorted(folder.iterdir()) if p.name in ("state.sft", "state.pth", f"{path.name}.sft")]
         candidates += [p for p in sorted(folder.glob("*.sft")) if p not in candidates]
         if not candidates:
-            raise WeightsError(f"{path}: no weights in this folder (looked for {folder}/state.sft and other .sft files)")
+            raise WeightsError(f"{path}: no weights in this folder (looked for {folder}/state.sft, other .sft files)")
         return candidates[0]
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; `vall-e-train` exports ckpt/<name>/fp32.sft when it ends")

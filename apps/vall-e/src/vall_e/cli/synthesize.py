@@ -5,53 +5,144 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# name, type, what it does: options of the synthesis, as `evaluation.kwargs` has them with underscores.
+OPTIONS = (
+    ("temperature", float, "0 takes the most likely codes"),
+    ("min-temperature", float, "lower bound of a temperature that follows the entropy"),
+    ("nar-temperature", float, "of the levels above the first"),
+    ("top-k", int, "draw among the k most likely; 0 for all"),
+    ("top-p", float, "draw among the most likely that hold this share; 1 for all"),
+    ("min-p", float, "leave out codes less likely than this share of the most likely"),
+    ("top-n-sigma", float, "leave out codes so many standard deviations below the most likely"),
+    ("repetition-penalty", float, "above 1 discourages recent codes"),
+    ("length-penalty", float, "above 0 ends earlier"),
+    ("dry-multiplier", float, "above 0 discourages going on with a repeat"),
+    ("dry-base", float, "how the penalty of a repeat grows with its length"),
+    ("dry-allowed-length", int, "repeats of this length are free"),
+    ("mirostat-tau", float, "surprise in bits to aim at, instead of truncating"),
+    ("mirostat-eta", float, "how fast it is approached"),
+    ("beam-width", int, "above 1, search the most likely sequence instead of drawing one"),
+    ("cfg-strength", float, "classifier-free guidance; 1 for none"),
+    ("cfg-rescale", float, "how far guided logits are scaled back, 0 to 1"),
+    ("steps", int, "demasking steps of nar-len"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    from vall_e.espeak import EspeakUnavailable
+
+    try:
+        return _speak(args)
+    except (ValueError, OSError, EspeakUnavailable) as e:
+        print(f"vall-e: {e}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vall-e",
         description="Speak a text in the voice of a recording, with exported weights alone.",
-        epilog='example:\n  vall-e "Good morning." REF.wav --model training/demo/ckpt/ar+nar/fp32.sft',
+        epilog=(
+            "examples:\n"
+            '  vall-e "Good morning." REF.wav --model training/demo/ckpt/ar+nar/fp32.sft\n'
+            "  vall-e --file story.txt REF.wav --model fp32.sft --split line\n"
+            '  vall-e "Good morning." REF.wav --model fp32.sft --stream --out-path - | aplay'
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("text", help="what to say")
+    parser.add_argument("text", nargs="?", help="what to say")
     parser.add_argument("reference", type=Path, nargs="?", help="a recording of the voice; none leaves it open")
-    parser.add_argument("--model", type=Path, required=True, help="exported weights (fp32.sft)")
-    parser.add_argument("--out-path", type=Path, default=Path("out.wav"), help="the WAV to write (%(default)s)")
-    parser.add_argument("--language", default="en", help="of the text: en, de, … (%(default)s)")
+    parser.add_argument("--file", type=Path, help="read the text from a file instead")
+    parser.add_argument("--model", type=Path, help="exported weights (fp32.sft), or a checkpoint folder")
+    parser.add_argument("--yaml", type=Path, help="a run's configuration: speak with the weights it exported")
+    parser.add_argument("--lora", type=Path, help="an adapter for the weights")
+    parser.add_argument("--lora-strength", type=float, default=1.0, help="of the adapter (%(default)s)")
+    parser.add_argument(
+        "--out-path", type=Path, default=Path("out.wav"), help="the WAV to write; - is stdout (%(default)s)"
+    )
+    parser.add_argument("--language", default="en", help="of the text: en, de, fr, ja, zh, ko (%(default)s)")
+    parser.add_argument("--modality", choices=("ar+nar", "nar-len"), default="ar+nar", help="(%(default)s)")
+    parser.add_argument(
+        "--split", choices=("sentence", "line", "none"), default="sentence", help="spoken at a time (%(default)s)"
+    )
+    parser.add_argument("--no-rolling", action="store_true", help="do not prompt a sentence with the one before")
+    parser.add_argument("--stream", action="store_true", help="write chunks as they are made")
+    parser.add_argument("--chunk-seconds", type=float, default=0.5, help="of a chunk (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same speech (%(default)s)")
     parser.add_argument("--device", default="cpu", help="(%(default)s)")
-    for name, kind, what in (
-        ("temperature", float, "0 takes the most likely codes"),
-        ("top-k", int, "draw among the k most likely; 0 for all"),
-        ("top-p", float, "draw among the most likely that hold this share; 1 for all"),
-        ("min-p", float, "leave out codes less likely than this share of the most likely"),
-        ("repetition-penalty", float, "above 1 discourages recent codes"),
-        ("cfg-strength", float, "classifier-free guidance; 1 for none"),
-    ):
-        parser.add_argument(f"--{name}", type=kind, help=f"{what} (default: as the model was evaluated)")
-    args = parser.parse_args(argv)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)")
+    sampling = parser.add_argument_group("synthesis", "by default as the model was evaluated")
+    for name, kind, what in OPTIONS:
+        sampling.add_argument(f"--{name}", type=kind, help=what)
+    return parser
+
+
+def _speak(args: argparse.Namespace) -> int:
+    if args.file is not None and args.text is not None and args.reference is None:
+        args.reference, args.text = Path(args.text), None  # the only positional is the recording
+    text = args.file.read_text(encoding="utf-8") if args.file is not None else args.text
+    if text is None:
+        raise ValueError("there is no text to speak: give it as the first argument, or --file")
+    if (args.model is None) == (args.yaml is None):
+        raise ValueError("give the weights with --model, or a run's configuration with --yaml")
 
     from vall_e import audio
-    from vall_e.espeak import EspeakUnavailable
-    from vall_e.synthesis import speak
+    from vall_e.synthesis import Request, Speaker
     from vall_e.weights import load_weights
 
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "cfg_strength")
-    sampling = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
     started = time.perf_counter()
-    try:
-        voice = load_weights(args.model, args.device)
-        samples = speak(voice, args.text, args.reference, language=args.language, seed=args.seed, **sampling)
-    except (ValueError, EspeakUnavailable) as e:
-        print(f"vall-e: {e}", file=sys.stderr)
-        return 1
-    assert voice.codec is not None
-    audio.write_wav(args.out_path, samples, voice.codec.sample_rate)
-    seconds = len(samples) / voice.codec.sample_rate
-    print(f"{args.out_path}: {seconds:.1f} s of speech in {time.perf_counter() - started:.1f} s")
+    model = args.model if args.model is not None else _weights_of(args.yaml)
+    voice = load_weights(model, args.device, dtype=args.dtype, lora=args.lora, lora_strength=args.lora_strength)
+    speaker = Speaker(voice)
+    options = {n.replace("-", "_"): v for n, _, _ in OPTIONS if (v := getattr(args, n.replace("-", "_"))) is not None}
+    request = Request(
+        text,
+        args.reference,
+        args.language,
+        args.split,
+        not args.no_rolling,
+        args.modality,
+        args.seed,
+        options,
+    )
+    rate = speaker.sample_rate
+    if args.stream:
+        first: list[float] = []
+
+        def chunks() -> Iterator[np.ndarray]:
+            for chunk in speaker.stream(request, args.chunk_seconds):
+                first.append(time.perf_counter() - started)
+                yield chunk
+
+        samples = audio.stream_wav(args.out_path, chunks(), rate)
+        took = f"{time.perf_counter() - started:.1f} s, the first chunk after {first[0]:.1f} s"
+    else:
+        whole = speaker.speak(request)
+        samples = len(whole)
+        audio.stream_wav(args.out_path, [whole], rate) if str(args.out_path) == "-" else audio.write_wav(
+            args.out_path, whole, rate
+        )
+        took = f"{time.perf_counter() - started:.1f} s"
+    print(
+        f"{args.out_path}: {samples / rate:.1f} s of speech in {took}",
+        file=sys.stderr if str(args.out_path) == "-" else sys.stdout,
+    )
     return 0
+
+
+def _weights_of(yaml: Path) -> Path:
+    from vall_e.config import Config
+
+    cfg = Config.from_yaml(yaml)
+    return cfg.ckpt_dir / cfg.model.name / f"{cfg.weights_name}.{cfg.weights_format}"
 
 
 if __name__ == "__main__":

@@ -42,34 +42,51 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(cfg: Config) -> int:
-    """Prepare what is missing, train, measure and say what came of it."""
+    """Prepare what is missing, train, measure and say what came of it; on several ranks when torchrun started us."""
+    import distkit
     from stateio import StateFileError
     from trainloop import CheckpointError
+    from wrapkit import BackendUnavailable
 
     from vall_e.data.store import DatasetError
     from vall_e.espeak import EspeakUnavailable
+
+    known = (DatasetError, EspeakUnavailable, CheckpointError, StateFileError, BackendUnavailable, ValueError)
+    if cfg.trainer.backend == "deepspeed":
+        distkit.fill_env()  # it reads the environment that torchrun would set, also on one process
+    try:
+        with distkit.session():
+            return _train(cfg)
+    except known as e:
+        print(f"vall-e-train: {e}", file=sys.stderr)
+        return 1
+
+
+def _train(cfg: Config) -> int:
+    import distkit
+
     from vall_e.summary import describe, report
     from vall_e.training import Training
 
-    try:
+    with distkit.leader_first():
         if cfg.demo.enabled and not cfg.hdf5_path.exists():
             _prepare_demo(cfg)
-        training = Training(cfg)
-        for reason, count in training.data.left_out.items():
-            if count:
-                print(f"left out: {count} utterances {reason}")
-        if training.data.without_codec:
-            print(f"nothing will be synthesised: {training.data.without_codec}")
+    training = Training(cfg)
+    if distkit.is_leader():
+        for line in training.notes():
+            print(line)
         cfg.dump()
-        result = training.run()
-        if result.reason == "signal":
+    result = training.run()
+    if result.reason == "signal":
+        if distkit.is_leader():
             print(f"stopped at step {result.step}; the same command goes on from there", file=sys.stderr)
-            return result.exit_code
-        print(describe(training, report(training)))
         return result.exit_code
-    except (DatasetError, EspeakUnavailable, CheckpointError, StateFileError, ValueError) as e:
-        print(f"vall-e-train: {e}", file=sys.stderr)
-        return 1
+    if training.engine_is_whole:  # else no rank has the whole model to measure it with
+        if distkit.is_leader():
+            print(describe(training, report(training)))
+    elif distkit.is_leader():
+        print(f"{result.step} steps; weights: {training.weights_path}")
+    return result.exit_code
 
 
 def _prepare_demo(cfg: Config) -> None:

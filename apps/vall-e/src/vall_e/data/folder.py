@@ -67,7 +67,9 @@ class FolderDataset:
         try:
             return dict(stateio.json_read(path))
         except ValueError as e:
-            raise DatasetError(f"{path}: not readable as metadata: {e}; make it anew with `vall-e-data metadata`") from e
+            raise DatasetError(
+                f"{path}: not readable as metadata: {e}; make it anew with `vall-e-data metadata`"
+            ) from e
 
     def _entry(self, split: str, group: str, speaker: str, path: Path, known: dict[str, Any] | None) -> Entry:
         key = f"{split}/{group}/{speaker}/{path.stem}"

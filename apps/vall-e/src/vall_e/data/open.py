@@ -57,7 +57,7 @@ class DatasetOf:
         info = published(cfg.audio_backend)
         if info is None:
             raise DatasetError(
-                f"dataset.use_hdf5=false reads codes of a published codec; {cfg.audio_backend} datasets are data.h5 files"
+                f"dataset.use_hdf5=false reads codes of a published codec; those of {cfg.audio_backend} lie in data.h5"
             )
         return FolderDataset(cfg.data_dir, cfg.metadata_dir if cfg.dataset.use_metadata else None, info.frame_rate)
 

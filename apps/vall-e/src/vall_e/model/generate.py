@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor
 from vall_e.model.model import VallE
 from vall_e.model.sampling import Sampling, guided
 from vall_e.model.sequence import Request, Sample, lay_out
+from vall_e.model.spec import LENGTH_DIGITS
 from vall_e.model.trunk import KVCache
 
 _MODALITIES = ("ar", "ar+nar", "nar-len")
@@ -25,17 +29,14 @@ def generate(
     *,
     max_frames: int | Sequence[int] = 500,
     frames: Sequence[int] | None = None,
-    temperature: float = 1.0,
     nar_temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
+    beam_width: int = 0,
     cfg_strength: float = 1.0,
     cfg_rescale: float = 0.75,
     steps: int = 25,
     seed: int = 0,
     on_frame: Callable[[int], None] | None = None,
+    **sampling: Any,
 ) -> list[np.ndarray]:
     """Generate codes for each sample.
 
@@ -43,44 +44,91 @@ def generate(
         samples: their `response`, when given, is continued (`ar`) or refined (`ar+nar`: level 0 is continued).
         modality: `ar` gives level 0 alone, `ar+nar` all levels, `nar-len` all levels without the AR passes.
         max_frames: autoregressive decoding stops here when the model has not; one for all, or one a sample.
-        frames: the length of each sample, which `nar-len` needs.
-        temperature, top_k, top_p, min_p, repetition_penalty: see `Sampling`, for level 0.
-        nar_temperature: for the levels above.
+        frames: the length of each sample for `nar-len`; without it the model's `len` task predicts them.
+        nar_temperature: for the levels above 0.
+        beam_width: above 1, level 0 is the most likely sequence that a beam of this width finds; nothing is drawn.
         cfg_strength: classifier-free guidance; 1 for none.
         cfg_rescale: how far guided logits are scaled back to the spread of the conditioned ones, 0 to 1.
         steps: demasking steps of `nar-len`.
         seed: the same seed gives the same codes.
         on_frame: called with the number of frames after each autoregressive step.
+        sampling: fields of `Sampling`, for level 0: temperature, top_k, top_p, …
 
     Returns:
         Integer codes [T, 1] for `ar`, else [T, levels], a sample each.
+
+    Raises:
+        ValueError: an option is out of range or unknown.
     """
     if modality not in _MODALITIES:
         raise ValueError(f"modality: expected one of {', '.join(_MODALITIES)}, found {modality!r}")
     if not samples:
         return []
+    chosen = sampling_of(sampling)
+    limits = [max_frames] * len(samples) if isinstance(max_frames, int) else list(max_frames)
     was_training = model.training
     model.eval()
     try:
         generator = torch.Generator(model.device).manual_seed(seed)
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         if modality == "nar-len":
             if frames is None:
-                raise ValueError("modality nar-len needs the number of frames of each sample (`frames=`)")
+                frames = [min(n, limit) for n, limit in zip(lengths(model, samples), limits, strict=True)]
             codes = [
-                _demask(model, sample, n, steps, max(cfg_strength, 2.5), cfg_rescale, sampling, generator)
+                _demask(model, sample, n, steps, max(cfg_strength, 2.5), cfg_rescale, chosen, generator)
                 for sample, n in zip(samples, frames, strict=True)
             ]
+        elif beam_width > 1:
+            from vall_e.model.beam import beam_search
+
+            codes = [beam_search(model, s, n, beam_width, chosen) for s, n in zip(samples, limits, strict=True)]
         else:
-            limits = [max_frames] * len(samples) if isinstance(max_frames, int) else list(max_frames)
-            codes = _autoregress(model, samples, limits, sampling, generator, cfg_strength, cfg_rescale, on_frame)
+            codes = [np.zeros((0, 1), np.int64)] * len(samples)
+            for drawn in autoregress(model, samples, limits, chosen, generator, codes, cfg_strength, cfg_rescale):
+                if on_frame:
+                    on_frame(drawn.shape[1])
         if modality == "ar":
             return codes
-        upper = Sampling(nar_temperature)
         strength = max(cfg_strength, 2.5) if modality == "nar-len" else 1.0
-        return refine(model, samples, codes, upper, generator, strength, cfg_rescale)
+        return refine(model, samples, codes, Sampling(nar_temperature), generator, strength, cfg_rescale)
     finally:
         model.train(was_training)
+
+
+def sampling_of(options: dict[str, Any]) -> Sampling:
+    """`Sampling` from options by name.
+
+    Raises:
+        ValueError: one is unknown or out of range.
+    """
+    known = [f.name for f in fields(Sampling)]
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f" (known: {', '.join(known)})"
+            raise ValueError(f"unknown option of the synthesis: {name}{hint}")
+    return Sampling(**options)
+
+
+@torch.inference_mode()
+def lengths(model: VallE, samples: Sequence[Sample], most: int = 99_999) -> list[int]:
+    """The number of frames that the `len` task predicts for each sample, digit by digit; at least 1.
+
+    A number that is not ended by the stop token after five digits is cut there, so no length is absurd.
+    """
+    found = []
+    for sample in samples:
+        digits: list[int] = []
+        while len(digits) < len(str(most)):
+            # The start token, then the digits so far, as a response in the making.
+            batch = lay_out([Request(sample, "len", stop=False, digits=(0, *digits))], model.spec).to(model.device)
+            ((_, logits),) = model.batch_logits(batch)
+            token = int(logits[-1].argmax())
+            if token >= LENGTH_DIGITS - 1:
+                break
+            digits.append(token)
+        number = int("".join(map(str, digits)) or 0) - model.spec.length_offset
+        found.append(max(1, number))
+    return found
 
 
 def null_of(sample: Sample) -> Sample:
@@ -88,17 +136,25 @@ def null_of(sample: Sample) -> Sample:
     return Sample(_NULL_PHONES, None, sample.response, sample.language)
 
 
-def _autoregress(
+def autoregress(
     model: VallE,
     samples: Sequence[Sample],
-    limits: list[int],
+    limits: Sequence[int],
     sampling: Sampling,
     generator: torch.Generator,
-    strength: float,
-    rescale: float,
-    on_frame: Callable[[int], None] | None,
-) -> list[np.ndarray]:
-    """Level 0, one token a step for all samples together; a finished one leaves the batch."""
+    results: list[np.ndarray],
+    strength: float = 1.0,
+    rescale: float = 0.75,
+) -> Iterator[Tensor]:
+    """Level 0, one token a step for all samples together; a finished one leaves the batch.
+
+    Args:
+        limits: frames of each sample at most.
+        results: takes the codes [T, 1] of each sample when it is finished.
+
+    Yields:
+        The tokens [rows, frames] of the samples that go on, after each step.
+    """
     spec, count = model.spec, len(samples)
     guide = strength != 1
     requests = [Request(s, "ar", stop=False) for s in samples]
@@ -118,36 +174,35 @@ def _autoregress(
     table = model.resps_emb.embeddings[0]
     alive = torch.arange(count, device=model.device)
     drawn = torch.zeros(count, 0, dtype=torch.long, device=model.device)
-    results: list[np.ndarray] = [np.zeros((0, 1), np.int64)] * count
-    budget = torch.tensor(limits, device=model.device)
-    while len(alive):
+    budget = torch.tensor(list(limits), device=model.device)
+    surprise = sampling.surprise(count, hidden)
+    while True:
         logits = model.project(hidden, 0).float()
         if guide:
             logits = guided(logits[: len(alive)], logits[len(alive) :], strength, rescale)
-        token = sampling.draw(logits, generator, drawn)
+        token = sampling.draw(logits, generator, drawn, stop=spec.stop, surprise=surprise)
         ended = (token == spec.stop) | (drawn.shape[1] >= budget[alive])
         for i in ended.nonzero().flatten().tolist():
             before = samples[alive[i]].response
             new = drawn[i].cpu().numpy()[:, None]
             results[alive[i]] = new if before is None else np.concatenate([np.asarray(before)[:, :1], new])
         drawn = torch.cat([drawn, token[:, None]], 1)
-        if on_frame:
-            on_frame(drawn.shape[1])
         if ended.any():
             keep = (~ended).nonzero().flatten()
+            if not len(keep):
+                return
             both = torch.cat([keep, keep + len(alive)]) if guide else keep
             cache.keep(both)
             alive, drawn, token = alive[keep], drawn[keep], token[keep]
+            surprise = surprise[keep] if surprise is not None else None
             position = position[both]
             valid = valid[both] if valid is not None else None
-            if not len(alive):
-                break
+        yield drawn
         step = table(torch.cat([token, token]) if guide else token)[:, None]
         if valid is not None:
             valid = torch.cat([valid, valid.new_ones(len(valid), 1)], 1)
         hidden = model.model(step, position, valid=valid, causal=True, cache=cache)[:, -1]
         position = position + 1
-    return results
 
 
 def refine(
@@ -177,11 +232,10 @@ def refine(
 
 
 def _nar_logits(model: VallE, samples: list[Sample], level: int, strength: float, rescale: float) -> list[Tensor]:
-    positive = model.logits(samples, level=level)
     if strength == 1:
-        return positive
-    null = model.logits([null_of(s) for s in samples], level=level)
-    return [guided(p, n, strength, rescale) for p, n in zip(positive, null, strict=True)]
+        return model.logits(samples, level=level)
+    both = model.logits([*samples, *(null_of(s) for s in samples)], level=level)  # one pass for the pairs
+    return [guided(p, n, strength, rescale) for p, n in zip(both[: len(samples)], both[len(samples) :], strict=True)]
 
 
 def _demask(

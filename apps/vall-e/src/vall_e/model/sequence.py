@@ -1,8 +1,8 @@
 """From utterances to one padded batch of table rows, positions and targets.
 
-A sequence is `phonemes | language | level | prompt | [tone] | response`, or `response | language | level | phonemes`
-when speech is transcribed, with a separator between segments and none at the end. Everything here is index arithmetic in numpy, so a loader's worker can do it; the model only
-gathers rows.
+A sequence is `phonemes | language | level | prompt | [tone] | response`, or, when speech is transcribed,
+`response | language | level | phonemes`, with a separator between segments and none at the end. Everything here is
+index arithmetic in numpy, so a loader's worker can do it; the model only gathers rows.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Request:
             number of frames, digit by digit.
         level: the level that `nar` predicts, 1 or more.
         masked: [T] booleans, the positions that `nar-len` hides and predicts.
+        digits: for `len` in the making, the tokens so far, the start token first.
         stop: the output is complete (training); not when it is to be continued (decoding).
     """
 
@@ -79,6 +80,7 @@ class Request:
     level: int = 0
     masked: np.ndarray | None = None
     stop: bool = True
+    digits: tuple[int, ...] = ()
 
     @property
     def causal(self) -> bool:
@@ -251,6 +253,8 @@ def _response(
     sample = request.sample
     none = np.zeros(0, np.int64)
     if request.kind == "len":
+        if not request.stop:
+            return tables.lengths + np.array(request.digits, np.int64), none, None, 0
         tokens = none if sample.response is None else length_tokens(len(sample.response), spec)
         return tables.lengths + tokens, tokens, None, 0
     codes = np.zeros((0, spec.levels), np.int64)

@@ -346,7 +346,7 @@ def main() -> None:
 
     draws = {name: (measure_random, name, n, 10**6) for name in RANDOM}
     table(f"{n:.0e} indices in random order: the first, 1e6 more, memory", in_turn(draws, rounds))
-    life = {f"samplers, {size:.0e}": (measure_life, size) for size in (n, 10**9, 10**12)}
+    life = {f"samplers, {size:.0e}": (measure_life, size) for size in (10**8, 10**9, 10**12)}
     table("construct, draw, save, resume in the middle", in_turn(life, rounds))
     own = {f"torchdata's sampler, {middle:.0e}": (measure_torchdata_resume, middle)}
     table("torchdata's own sampler resumed in the middle", in_turn(own, 1))

@@ -37,7 +37,7 @@ def load(
         verify: compare each tensor with the xxh3 recorded when it was written, where one was. With ``lazy``
             the header alone is checked, since the bytes are not read; `stateio.verify` reads them.
         unsafe: let a pickle that others wrote run whatever it names. Only for files you trust.
-        progress: called with the bytes of each piece read; ``tqdm(...).update`` fits.
+        progress: called with the bytes read, as they come; ``tqdm(...).update`` fits.
 
     Returns:
         the object that `save` was given. Of files that others wrote: a pickle's object as it is; a flat dict

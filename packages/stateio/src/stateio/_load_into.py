@@ -67,7 +67,7 @@ def load_into(
         strict: raise before anything is changed if a name is missing, unexpected or mismatched.
         cast: convert dtypes; without it, another dtype is a mismatch.
         verify: compare with the recorded xxh3. If one differs, the target holds part of the file.
-        progress: called with the bytes of each piece read.
+        progress: called with the bytes read, as they come.
 
     Raises:
         TargetMismatchError: under ``strict``, with all three lists; nothing was changed.

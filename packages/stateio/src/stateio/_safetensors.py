@@ -258,7 +258,7 @@ def write(
         tree: the object's tree.
         metadata: entries to mirror as JSON strings.
         plain_metadata: entries to write as they are.
-        progress: called with the bytes of each tensor or piece of one.
+        progress: called with the bytes of each piece.
     """
     from ._collect import contiguous_bytes
 

@@ -44,23 +44,22 @@ class ByteWriter:
     def tensor(self, data: memoryview) -> str:
         """Append a tensor's bytes and return their xxh3."""
         if len(data) < PIECE:
-            digest = xxhash.xxh3_64_hexdigest(data)
             self._buffer += data
             if len(self._buffer) >= BUFFER:
                 self.flush()
-        else:
-            self.flush()
-            digest = self._write_hashed(data)
-        if self._progress is not None:
-            self._progress(len(data))
-        return digest
-
-    def _write_hashed(self, data: memoryview) -> str:
-        hashed = xxhash.xxh3_64()
+            self._report(len(data))
+            return xxhash.xxh3_64_hexdigest(data)
+        self.flush()
+        digest = xxhash.xxh3_64()
         for piece in pieces(data):
-            hashed.update(piece)
+            digest.update(piece)
             write_all(self._file, piece)
-        return hashed.hexdigest()
+            self._report(len(piece))
+        return digest.hexdigest()
+
+    def _report(self, nbytes: int) -> None:
+        if self._progress is not None:
+            self._progress(nbytes)
 
     def flush(self) -> None:
         """Write what has been gathered."""

@@ -251,3 +251,37 @@ def test_vectors_and_sparse_gradients_are_refused():
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match="APOLLO takes dense gradients"):
         Apollo(table.parameters()).step()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["apollo", "apollo-mini"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_it_trains_and_resumes_exactly(name, dtype):
+    def build():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64)).to("cuda", dtype)
+        return model, wrapkit.optimizer(name, model, lr=1e-2, period=4)
+
+    def train(model, optimizer, steps):
+        losses = []
+        for _ in range(steps):
+            loss = (model(x).float() - x.roll(1, 1).float()).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    x = torch.randn(256, 64, device="cuda", dtype=dtype)
+    model, optimizer = build()
+    losses = train(model, optimizer, 30)
+    assert losses[-1] < losses[0]
+    assert all(s["exp_avg"].is_cuda and not s["step"].is_cuda for s in optimizer.parts["apollo"].state.values())
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    stored = torch.load(file, weights_only=True)
+    twin, resumed = build()
+    twin.load_state_dict(stored["model"])
+    resumed.load_state_dict(stored["optimizer"])
+    assert train(twin, resumed, 10) == train(model, optimizer, 10)

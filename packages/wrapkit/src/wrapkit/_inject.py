@@ -36,8 +36,8 @@ def inject(**replacements: type | str) -> Injection:
     modules.
 
     Args:
-        replacements: `Linear=MyLinear`, or the name of a backend's class (`Linear="bitlinear"`,
-            `AdamW="bnb.adamw8bit"`).
+        replacements: `Linear=MyLinear`, or a name: of a backend (`Linear="bitlinear"`), of an optimizer
+            (`AdamW="adamw8bit"`).
 
     Raises:
         AttributeError: a name that neither `torch.nn` nor `torch.optim` has.
@@ -54,10 +54,18 @@ def inject(**replacements: type | str) -> Injection:
         if module is None:
             raise AttributeError(f"neither torch.nn nor torch.optim has a {name!r} to overwrite")
         if isinstance(value, str):
-            from wrapkit.backends import injectable
-
-            value = injectable(value)
+            value = _by_name(value, module)
         if not isinstance(value, type):
             raise TypeError(f"{name} must be overwritten by a class, got {value!r}")
         places[module, name] = value
     return Injection(places)
+
+
+def _by_name(name: str, module: ModuleType) -> type:
+    if module is torch.optim:
+        from wrapkit.optim import optimizer_class
+
+        return optimizer_class(name)
+    from wrapkit.backends import injectable
+
+    return injectable(name)

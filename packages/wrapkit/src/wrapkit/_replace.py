@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from wrapkit._handle import Handle
+from wrapkit._originals import MultiheadAttention
 from wrapkit._policy import Policy
 from wrapkit._swap import share_hooks, swap
 
@@ -90,7 +91,7 @@ def select(
     guarded: set[nn.Module] = set()
     for name, module in model.named_modules(remove_duplicate=False):
         names[module].append(name)
-        if isinstance(module, nn.MultiheadAttention):
+        if isinstance(module, MultiheadAttention):
             guarded.update(module.children())
     chosen: dict[nn.Module, tuple[str, Replacement]] = {}
     inside: set[nn.Module] = set()

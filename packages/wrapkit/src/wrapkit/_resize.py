@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from wrapkit._handle import Handle
+from wrapkit._originals import Conv1d, Conv2d, Embedding, Linear
 
 # What layers say about the size of their weight: attribute -> dimension.
 _SIZES: dict[type[nn.Module], dict[str, int]] = {
-    nn.Linear: {"out_features": 0, "in_features": 1},
-    nn.Embedding: {"num_embeddings": 0, "embedding_dim": 1},
-    nn.Conv1d: {"out_channels": 0, "in_channels": 1},
-    nn.Conv2d: {"out_channels": 0, "in_channels": 1},
+    Linear: {"out_features": 0, "in_features": 1},
+    Embedding: {"num_embeddings": 0, "embedding_dim": 1},
+    Conv1d: {"out_channels": 0, "in_channels": 1},
+    Conv2d: {"out_channels": 0, "in_channels": 1},
 }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from wrapkit._originals import Embedding, Linear
 from wrapkit.backends import bitsandbytes, torchao, transformer_engine
 from wrapkit.backends.bitnet import BitLinear
 
@@ -31,20 +32,20 @@ class Backend:
 
 
 BACKENDS: dict[str, Backend] = {
-    "bitlinear": Backend({nn.Linear: BitLinear}, lambda: BitLinear),
-    "bnb.int8": Backend({nn.Linear: bitsandbytes.int8}, refuses=bitsandbytes.refuses),
+    "bitlinear": Backend({Linear: BitLinear}, lambda: BitLinear),
+    "bnb.int8": Backend({Linear: bitsandbytes.int8}, refuses=bitsandbytes.refuses),
     "bnb.int8-training": Backend(
-        {nn.Linear: bitsandbytes.Int8Linear}, lambda: bitsandbytes.Int8Linear, bitsandbytes.refuses
+        {Linear: bitsandbytes.Int8Linear}, lambda: bitsandbytes.Int8Linear, bitsandbytes.refuses
     ),
     "bnb.stable-embedding": Backend(
-        {nn.Embedding: bitsandbytes.stable_embedding}, bitsandbytes.stable_embedding_class, bitsandbytes.refuses
+        {Embedding: bitsandbytes.stable_embedding}, bitsandbytes.stable_embedding_class, bitsandbytes.refuses
     ),
-    "torchao.float8": Backend({nn.Linear: torchao.float8}, refuses=torchao.refuses_float8),
-    "torchao.int8": Backend({nn.Linear: torchao.int8}, refuses=torchao.refuses),
-    "torchao.int8-dynamic": Backend({nn.Linear: torchao.int8_dynamic}, refuses=torchao.refuses),
-    "torchao.int4": Backend({nn.Linear: torchao.int4}, refuses=torchao.refuses_int4),
+    "torchao.float8": Backend({Linear: torchao.float8}, refuses=torchao.refuses_float8),
+    "torchao.int8": Backend({Linear: torchao.int8}, refuses=torchao.refuses),
+    "torchao.int8-dynamic": Backend({Linear: torchao.int8_dynamic}, refuses=torchao.refuses),
+    "torchao.int4": Backend({Linear: torchao.int4}, refuses=torchao.refuses_int4),
     "te.fp8": Backend(
-        {nn.Linear: transformer_engine.linear}, transformer_engine.fp8_linear, transformer_engine.refuses
+        {Linear: transformer_engine.linear}, transformer_engine.fp8_linear, transformer_engine.refuses
     ),
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+
+from wrapkit._originals import Linear
 
 
 def ternary(weight: Tensor, eps: float = 1e-5) -> Tensor:
@@ -23,7 +25,7 @@ def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
     return exact + (rounded - exact).detach()
 
 
-class BitLinear(nn.Linear):
+class BitLinear(Linear):
     """A linear layer that computes with ternary weights and 8-bit inputs, and trains full-precision ones.
 
     Same constructor, parameters and state dict as `nn.Linear`.

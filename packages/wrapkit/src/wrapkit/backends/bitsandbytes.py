@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wrapkit._originals import Embedding, Linear
 from wrapkit.backends._probe import load
 
 
@@ -22,7 +23,7 @@ def refuses(old: nn.Module) -> str | None:
     return None
 
 
-def int8(old: nn.Linear) -> nn.Module:
+def int8(old: Linear) -> nn.Module:
     """A `Linear8bitLt` with the weight stored in 8 bits, for inference or below an adapter: it takes no gradient.
 
     The bias is copied: the layer casts it to the type of its input.
@@ -43,7 +44,7 @@ def int8(old: nn.Linear) -> nn.Module:
     return new
 
 
-class Int8Linear(nn.Linear):
+class Int8Linear(Linear):
     """Trains full-precision weights, and multiplies by their 8-bit form, made anew in each forward.
 
     Same constructor, parameters and state dict as `nn.Linear`.
@@ -67,7 +68,7 @@ def stable_embedding_class() -> type:
     return bnb().nn.StableEmbedding
 
 
-def stable_embedding(old: nn.Embedding) -> nn.Module:
+def stable_embedding(old: Embedding) -> nn.Module:
     """A `StableEmbedding`: a layer norm after the table, and 32-bit states in 8-bit optimizers."""
     # bitsandbytes hands its device and dtype arguments to the wrong places of nn.Embedding, so they stay out
     with old.weight.device:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from wrapkit._originals import Linear
 from wrapkit.backends._probe import load
 
 FLOAT8_CAPABILITY = (8, 9)  # the first CUDA devices that multiply in float8
@@ -34,19 +35,19 @@ def emulated(weight: torch.Tensor) -> bool:
     return weight.device.type != "cuda" or torch.cuda.get_device_capability(weight.device) < FLOAT8_CAPABILITY
 
 
-def float8(old: nn.Linear) -> nn.Module:
+def float8(old: Linear) -> nn.Module:
     """A `Float8Linear` with dynamic scales that holds the very parameters of the old layer."""
     module = load("torchao.float8.float8_linear", "torchao", "torchao")
     config = load("torchao.float8", "torchao", "torchao").Float8LinearConfig(emulate=emulated(old.weight))
     return module.Float8Linear.from_float(old, config=config)
 
 
-def int8(old: nn.Linear) -> nn.Module:
+def int8(old: Linear) -> nn.Module:
     """The weight in 8 bits, a scale for each output; multiplied in the input's type."""
     return _quantised(old, quantization().Int8WeightOnlyConfig())
 
 
-def int8_dynamic(old: nn.Linear) -> nn.Module:
+def int8_dynamic(old: Linear) -> nn.Module:
     """Weight and inputs in 8 bits, multiplied as integers. For inference: no gradient passes through."""
     return _quantised(old, quantization().Int8DynamicActivationInt8WeightConfig())
 
@@ -61,16 +62,16 @@ def refuses_int4(old: nn.Module) -> str | None:
     return None
 
 
-def int4(old: nn.Linear) -> nn.Module:
+def int4(old: Linear) -> nn.Module:
     """The weight in 4 bits, a scale for each 32 weights; multiplied in the input's type."""
     module = quantization()
     granularity = load("torchao.quantization.granularity", "torchao", "torchao").PerGroup(GROUP)
     return _quantised(old, module.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=granularity))
 
 
-def _quantised(old: nn.Linear, config: Any) -> nn.Module:
+def _quantised(old: Linear, config: Any) -> nn.Module:
     """A layer of its own, so that the old one keeps its weight for undoing."""
-    new = nn.Linear(old.in_features, old.out_features, bias=old.bias is not None, device="meta")
+    new = Linear(old.in_features, old.out_features, bias=old.bias is not None, device="meta")
     new.weight = nn.Parameter(old.weight.detach(), requires_grad=False)
     new.bias = old.bias
     quantization().quantize_(new, config)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wrapkit._errors import BackendUnavailable
+from wrapkit._originals import Linear
 from wrapkit.backends._probe import load
 
 FLOAT8_CAPABILITY = (8, 9)
@@ -40,7 +41,7 @@ def refuses(old: nn.Module) -> str | None:
     return None
 
 
-def linear(old: nn.Linear) -> nn.Module:
+def linear(old: Linear) -> nn.Module:
     """A `te.Linear` of the same shape, type and device; it adopts the old parameters."""
     return fp8_linear()(
         old.in_features,

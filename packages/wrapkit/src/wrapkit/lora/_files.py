@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from wrapkit._originals import Embedding
 from wrapkit.backends._probe import load as load_module
 from wrapkit.lora._control import holders, known, on
 from wrapkit.lora._layer import Adapter, LoRALayer
@@ -92,7 +93,7 @@ def save(
     path.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for layer, own in stored.tensors.items():
-        embedding = isinstance(_layer(model, layer), nn.Embedding)
+        embedding = isinstance(_layer(model, layer), Embedding)
         for kind, tensor in own.items():
             if kind == "lora_B" and own["lora_A"].ndim > 2:  # a convolution's, with a kernel of 1
                 tensor = tensor.view(*tensor.shape, *[1] * (own["lora_A"].ndim - 2))

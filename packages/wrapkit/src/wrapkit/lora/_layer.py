@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+from wrapkit._originals import Conv1d, Conv2d, Embedding
+
+CONVOLUTIONS = (Conv1d, Conv2d)
 
 
 @dataclass
@@ -85,7 +87,7 @@ class LoRALayer(nn.Module):
 
     def delta(self, name: str) -> Tensor:
         """The change that an adapter makes to the weight, before scaling; of the weight's shape."""
-        return delta(self.lora_A[name], self.lora_B[name], isinstance(self.base, nn.Embedding))
+        return delta(self.lora_A[name], self.lora_B[name], isinstance(self.base, Embedding))
 
     @torch.no_grad()
     def sum(self) -> Tensor:
@@ -119,14 +121,14 @@ class LoRALayer(nn.Module):
         return out
 
     def _change(self, x: Tensor, a: Tensor, b: Tensor, dropout: float) -> Tensor:
-        if isinstance(self.base, nn.Embedding):
+        if isinstance(self.base, Embedding):
             return F.linear(F.embedding(x, a.T, self.base.padding_idx), b)  # *, width
         x = F.dropout(x, dropout, self.training) if dropout else x
         if x.is_meta or not torch.is_autocast_enabled(x.device.type):
             x = x.to(a.dtype)
         if isinstance(self.base, CONVOLUTIONS):
             low = self.base._conv_forward(x, a, None)  # *, rank, positions: padded and strided as the base does
-            one = F.conv1d if isinstance(self.base, nn.Conv1d) else F.conv2d
+            one = F.conv1d if isinstance(self.base, Conv1d) else F.conv2d
             return one(low, b.view(*b.shape, *[1] * (a.ndim - 2)))
         return F.linear(F.linear(x, a), b)  # *, out
 
@@ -139,14 +141,14 @@ def unsupported(base: nn.Module) -> str | None:
     kind = type(base).__name__
     if isinstance(base, CONVOLUTIONS):
         return f"{kind} has groups, which low-rank adapters do not fit" if base.groups > 1 else None
-    if isinstance(base, nn.Embedding) or (hasattr(base, "in_features") and hasattr(base, "out_features")):
+    if isinstance(base, Embedding) or (hasattr(base, "in_features") and hasattr(base, "out_features")):
         return None
     return f"{kind} is neither a linear layer, a convolution nor an embedding"
 
 
 def sides(base: nn.Module) -> tuple[int, tuple[int, ...]]:
     """Outputs, and the shape of what each output sees: in; in, kernel; or the entries of an embedding."""
-    if isinstance(base, nn.Embedding):
+    if isinstance(base, Embedding):
         return base.embedding_dim, (base.num_embeddings,)
     if isinstance(base, CONVOLUTIONS):
         return base.out_channels, (base.in_channels, *base.kernel_size)

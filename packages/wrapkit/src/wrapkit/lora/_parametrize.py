@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from wrapkit._handle import Handle
+from wrapkit._originals import Embedding
 from wrapkit.lora._layer import Adapter, delta, sides
 
 
@@ -29,7 +30,7 @@ class Delta(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(out, adapter.rank, dtype=weight.dtype, device=weight.device))
         self.magnitude = nn.Parameter(lengths(weight.detach())) if dora else None
         self.name, self.adapter = name, adapter
-        self._embedding = isinstance(base, nn.Embedding)
+        self._embedding = isinstance(base, Embedding)
 
     def forward(self, weight: Tensor) -> Tensor:
         factor = self.adapter.scale * self.adapter.strength

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from wrapkit._handle import Handle
+from wrapkit._originals import Embedding, MultiheadAttention
 from wrapkit._policy import Policy, matches
 from wrapkit._replace import untouched_rng
 from wrapkit._swap import swap
@@ -89,7 +90,7 @@ class LoRA:
         for name, layer in candidates(model, policy):
             base = layer.base if isinstance(layer, LoRALayer) else layer
             reason = unsupported(base)
-            if reason is None and isinstance(base, nn.Embedding) and not self.embeddings:
+            if reason is None and isinstance(base, Embedding) and not self.embeddings:
                 reason = "embeddings get an adapter with embeddings=True only"
             if reason is None:
                 self._check(name, layer, base)
@@ -144,7 +145,7 @@ def candidates(model: nn.Module, policy: Policy) -> Iterator[tuple[str, nn.Modul
     hidden: set[nn.Module] = set()
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
-        if isinstance(module, (LoRALayer, nn.MultiheadAttention)) or parametrize.is_parametrized(module):
+        if isinstance(module, (LoRALayer, MultiheadAttention)) or parametrize.is_parametrized(module):
             hidden.update(set(module.modules()) - {module})  # attention reads its projection without calling it
     for module, aliases in names.items():
         base = module.base if isinstance(module, LoRALayer) else module

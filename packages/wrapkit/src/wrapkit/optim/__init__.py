@@ -1,6 +1,6 @@
 """Optimizers: the factory, the rules that sort parameters, and those written here."""
 
-from wrapkit.optim._factory import OPTIMIZERS, optimizer
+from wrapkit.optim._factory import OPTIMIZERS, optimizer, optimizer_class
 from wrapkit.optim._guard import guard
 from wrapkit.optim._multi import MultiOptimizer
 from wrapkit.optim._muon import Muon, orthogonalise
@@ -16,6 +16,7 @@ __all__ = [
     "Rule",
     "guard",
     "optimizer",
+    "optimizer_class",
     "orthogonalise",
     "sort_parameters",
     "state_bytes",

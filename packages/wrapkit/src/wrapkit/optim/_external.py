@@ -12,15 +12,48 @@ from wrapkit.backends._probe import load
 
 Groups = list[dict[str, Any]]
 
+# name -> module, extra (and package) that brings it, class
+CLASSES = {
+    "prodigy": ("prodigyopt", "prodigy", "Prodigy"),
+    "dadapt-adam": ("dadaptation", "dadaptation", "DAdaptAdam"),
+    "dadapt-sgd": ("dadaptation", "dadaptation", "DAdaptSGD"),
+    "schedulefree-adamw": ("schedulefree", "schedulefree", "AdamWScheduleFree"),
+    "schedulefree-sgd": ("schedulefree", "schedulefree", "SGDScheduleFree"),
+    "adam8bit": ("bitsandbytes.optim", "bitsandbytes", "Adam8bit"),
+    "adamw8bit": ("bitsandbytes.optim", "bitsandbytes", "AdamW8bit"),
+    "sgd8bit": ("bitsandbytes.optim", "bitsandbytes", "SGD8bit"),
+    "adagrad8bit": ("bitsandbytes.optim", "bitsandbytes", "Adagrad8bit"),
+    "lion8bit": ("bitsandbytes.optim", "bitsandbytes", "Lion8bit"),
+    "torchao-adamw8bit": ("torchao.optim", "torchao", "AdamW8bit"),
+    "torchao-adamw4bit": ("torchao.optim", "torchao", "AdamW4bit"),
+}
 
-def prodigy(groups: Groups, **options: Any) -> Optimizer:
-    """Prodigy (Mishchenko and Defazio, arXiv 2306.06101): finds the step size; leave lr at 1."""
-    return load("prodigyopt", "prodigy", "prodigy").Prodigy(_one_lr(groups, "prodigy"), **options)
+
+def external_class(name: str) -> type[Optimizer]:
+    """The class behind a name of `CLASSES`; BackendUnavailable if its package cannot be used here."""
+    module, extra, kind = CLASSES[name]
+    return getattr(load(module, extra, extra), kind)
 
 
-def dadapt(kind: str, groups: Groups, **options: Any) -> Optimizer:
-    """D-Adaptation (Defazio and Mishchenko, arXiv 2301.07733): finds the step size; leave lr at 1."""
-    return getattr(load("dadaptation", "dadaptation", "dadaptation"), kind)(_one_lr(groups, "dadaptation"), **options)
+def build(name: str, groups: Groups, **options: Any) -> Optimizer:
+    """An optimizer of another package.
+
+    Prodigy (Mishchenko and Defazio, arXiv 2306.06101) and D-Adaptation (arXiv 2301.07733) find the step size: leave
+    their lr at 1. Schedule-free ones (Defazio et al., arXiv 2405.15682) start in training mode. bitsandbytes keeps
+    states in 8 bits by blocks (Dettmers et al., arXiv 2110.02861), torchao in 8 or 4, as tensor subclasses.
+    """
+    if name.startswith(("prodigy", "dadapt")):
+        groups = _one_lr(groups, name)
+    if name == "sgd8bit":
+        options = {"lr": 1e-3, "momentum": 0.9, **options}
+        if not options["momentum"] > 0:
+            raise ValueError(
+                "sgd8bit needs momentum > 0: without momentum there is no state to hold in 8 bits; use sgd"
+            )
+    built = external_class(name)(groups, **options)
+    if name.startswith("schedulefree"):
+        built.train()  # type: ignore[attr-defined]
+    return built
 
 
 def _one_lr(groups: Groups, name: str) -> Groups:
@@ -28,13 +61,6 @@ def _one_lr(groups: Groups, name: str) -> Groups:
     if len({group.get("lr") for group in groups}) > 1:
         raise ValueError(f"{name} estimates one step size for all parameters: give no rule or group its own lr")
     return groups
-
-
-def schedulefree(kind: str, groups: Groups, **options: Any) -> Optimizer:
-    """Schedule-free (Defazio et al., arXiv 2405.15682), in training mode."""
-    built = getattr(load("schedulefree", "schedulefree", "schedulefree"), kind)(groups, **options)
-    built.train()
-    return built
 
 
 def follow_mode(built: Optimizer, model: nn.Module) -> None:
@@ -54,21 +80,3 @@ def follow_mode(built: Optimizer, model: nn.Module) -> None:
             optimizer.train() if module.training else optimizer.eval()
 
     model.register_forward_pre_hook(before_forward)
-
-
-def bitsandbytes(kind: str, groups: Groups, **options: Any) -> Optimizer:
-    """Optimizers with 8-bit block-wise states (Dettmers et al., arXiv 2110.02861)."""
-    bnb = load("bitsandbytes", "bitsandbytes", "bitsandbytes")
-    if kind == "SGD8bit":
-        options = {"lr": 1e-3, "momentum": 0.9, **options}
-        if not options["momentum"] > 0:
-            raise ValueError(
-                "sgd8bit needs momentum > 0: without momentum there is no state to hold in 8 bits; use sgd"
-            )
-    return getattr(bnb.optim, kind)(groups, **options)
-
-
-def torchao(kind: str, groups: Groups, **options: Any) -> Optimizer:
-    """Optimizers with 8- or 4-bit states as tensor subclasses (torchao)."""
-    module = load("torchao.optim", "torchao", "torchao")
-    return getattr(module, kind)(groups, **options)

@@ -82,6 +82,22 @@ def canonical(name: str) -> str:
     return key
 
 
+def optimizer_class(name: str) -> type[Optimizer]:
+    """The class behind a name, for code that builds its optimizer itself.
+
+    Raises:
+        ValueError: an unknown name, or an optimizer that is for hidden matrices alone.
+        BackendUnavailable: the package behind the name cannot be used here.
+    """
+    key = canonical(name)
+    if key in _external.CLASSES:
+        return _external.external_class(key)
+    if key in ("muon", "apollo", "apollo-mini"):
+        raise ValueError(f"{key} takes hidden matrices alone, not all that a constructor gets: use wrapkit.optimizer")
+    kinds = {"adamw": "AdamW", "sgd": "SGD", "adagrad": "Adagrad", "adafactor": "Adafactor"}
+    return getattr(torch.optim, kinds[key])
+
+
 def merge(groups: Groups) -> Groups:
     """Groups without the low-rank flag, those that then agree joined: fewer, longer groups step faster."""
     merged: dict[str, dict[str, Any]] = {}
@@ -176,8 +192,8 @@ def _apollo_mini(groups: Groups, **options: Any) -> Optimizer:
     return _apollo(groups, **{"rank": 1, "scaling": "tensor", "scale": 128.0, **options})
 
 
-def _external_builder(build: Callable[..., Optimizer], *fixed: Any) -> Builder:
-    return lambda groups, **options: build(*fixed, merge(groups), **options)
+def _external_builder(name: str) -> Builder:
+    return lambda groups, **options: _external.build(name, merge(groups), **options)
 
 
 OPTIMIZERS: dict[str, Builder] = {
@@ -188,18 +204,7 @@ OPTIMIZERS: dict[str, Builder] = {
     "muon": _muon,
     "apollo": _apollo,
     "apollo-mini": _apollo_mini,
-    "prodigy": _external_builder(_external.prodigy),
-    "dadapt-adam": _external_builder(_external.dadapt, "DAdaptAdam"),
-    "dadapt-sgd": _external_builder(_external.dadapt, "DAdaptSGD"),
-    "schedulefree-adamw": _external_builder(_external.schedulefree, "AdamWScheduleFree"),
-    "schedulefree-sgd": _external_builder(_external.schedulefree, "SGDScheduleFree"),
-    "adam8bit": _external_builder(_external.bitsandbytes, "Adam8bit"),
-    "adamw8bit": _external_builder(_external.bitsandbytes, "AdamW8bit"),
-    "sgd8bit": _external_builder(_external.bitsandbytes, "SGD8bit"),
-    "adagrad8bit": _external_builder(_external.bitsandbytes, "Adagrad8bit"),
-    "lion8bit": _external_builder(_external.bitsandbytes, "Lion8bit"),
-    "torchao-adamw8bit": _external_builder(_external.torchao, "AdamW8bit"),
-    "torchao-adamw4bit": _external_builder(_external.torchao, "AdamW4bit"),
+    **{name: _external_builder(name) for name in _external.CLASSES},
 }
 
 ALIASES = {"schedulefree": "schedulefree-adamw", "dadaptation": "dadapt-adam", "adamw-8bit": "adamw8bit"}

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from wrapkit._originals import Embedding, EmbeddingBag
 from wrapkit._policy import Policy, matches, owner
 
 Condition = Callable[[str, nn.Parameter, nn.Module], bool]
@@ -44,7 +45,7 @@ def is_vector(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
 
 def is_embedding(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
     """Tables that are looked up, and whatever is tied to them."""
-    return isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+    return isinstance(module, (Embedding, EmbeddingBag))
 
 
 def is_head(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from wrapkit._policy import matches
         ("layers.*.mlp", ["layers.3.mlp", "layers.10.mlp.up"], ["layers.3.attn", "mlp", "layers.mlp"]),
         ("layers.[01].mlp", ["layers.0.mlp"], ["layers.2.mlp"]),
         ("*.k_proj", ["layers.0.attn.k_proj", "k_proj", "a.k_proj.weight"], ["layers.0.attn.k_proj2"]),
-        ("*", ["anything", "a.b.c"], []),
+        ("*", ["anything", "a.b.c"], [""]),
         ("a.b?", ["a.b1"], ["a.b", "a.b.c"]),
     ],
 )

@@ -26,7 +26,7 @@ def matches(pattern: str, name: str) -> bool:
     >>> matches("layers.1", "layers.10"), matches("*.k_proj", "layers.0.attn.k_proj")
     (False, True)
     """
-    wanted, found = pattern.split("."), name.split(".")
+    wanted, found = pattern.split("."), name.split(".") if name else []  # the model itself has no segment
     if wanted[0] == "*" and len(wanted) > 1:
         wanted = wanted[1:]
         offsets = range(len(found) - len(wanted) + 1)

@@ -73,7 +73,7 @@ class _Held:
         self._host = torch.empty_like(tensor, device="cpu", pin_memory=True)
         stream.wait_stream(module.current_stream(tensor.device))  # the tensor is computed
         with module.stream(stream):
-            self._host.copy_(tensor, non_blocking=True)
+            self._host.copy_(tensor.detach(), non_blocking=True)
         tensor.record_stream(stream)  # its memory is not given away before the copy is done
 
     def prefetch(self) -> None:

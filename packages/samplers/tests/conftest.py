@@ -2,9 +2,13 @@
 
 import itertools
 
+import hypothesis
 import numpy as np
 import pytest
 import samplers
+
+hypothesis.settings.register_profile("samplers", deadline=None, print_blob=True)  # machines may be busy
+hypothesis.settings.load_profile("samplers")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ COST = {
 }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     costs=st.lists(st.floats(0, 100) | st.sampled_from([1.0, 5.0]), min_size=1, max_size=80),
     cost=st.sampled_from(sorted(COST)),

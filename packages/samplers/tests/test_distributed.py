@@ -93,7 +93,7 @@ def test_elastic_resume_repeats_and_loses_nothing(make, flat, path):
         assert 0 <= extra < path[-1]  # padding where fewer items than ranks are left, only ever at the end
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_any_epoch_on_any_ranks_interrupted_anywhere(data):
     """The law behind all of this, on random costs, limits and worlds."""

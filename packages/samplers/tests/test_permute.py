@@ -21,7 +21,7 @@ def test_every_index_comes_once(n):
     assert np.array_equal(np.sort(order), np.arange(n))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     n=st.integers(1, LARGEST_N),
     seed=st.integers(-(2**70), 2**70),

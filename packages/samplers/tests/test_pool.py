@@ -82,11 +82,11 @@ def test_the_fingerprint_does_not_depend_on_addresses():
 
 
 def test_a_billion_marbles_cost_nothing():
-    began = time.perf_counter()
+    began = time.process_time()
     pool = PoolSampler(range(10**9), seed=1)
     assert len({pool.sample() for _ in range(1000)}) == 1000
     PoolSampler(range(10**9), seed=1).load_state_dict(pool.state_dict())
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 def test_empty():

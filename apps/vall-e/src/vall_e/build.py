@@ -77,6 +77,13 @@ def build_model(cfg: Config, spec: ModelSpec) -> VallE:
         _adapt(cfg, model)
     if cfg.trainer.gradient_checkpointing or chosen.unsloth:
         wrapkit.Checkpoint(BLOCKS, offload=chosen.unsloth, skip_last=chosen.unsloth).apply(model)
+    if chosen.model_offloading:
+        try:
+            wrapkit.Offload(**chosen.model_offloading).apply(model)
+        except TypeError as e:
+            raise ValueError(f"optimizations.model_offloading: {e}; its keys are those of wrapkit.Offload") from e
+    if chosen.compile:
+        wrapkit.compile(model, BLOCKS, backend="inductor" if chosen.compile is True else chosen.compile, dynamic=True)
     return model
 
 
@@ -100,29 +107,28 @@ def start_from(model: VallE, path: Path, *, resize: bool, strict: bool) -> None:
     Raises:
         ValueError: tensors are missing, unknown or of another shape; all of them are named.
     """
-    from vall_e.weights import module_of
+    from vall_e.weights import load_weights
 
-    given, own = module_of(path), model.state_dict()
-    wrong = [
-        f"{name} {list(given[name].shape)} instead of {list(t.shape)}"
-        for name, t in own.items()
-        if name in given and given[name].shape != t.shape
-    ]
-    missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    donor = load_weights(path).model
+    given, own = donor.state_dict(), model.state_dict()
+    wrong = {n: t.shape for n, t in own.items() if n in given and given[n].shape != t.shape}
     if wrong and not resize:
+        listed = "; ".join(f"{n} {list(given[n].shape)} instead of {list(shape)}" for n, shape in wrong.items())
         raise ValueError(
-            f"{path}: tensors of another shape: {'; '.join(wrong)}. Set trainer.resize_modules=true to keep the rows "
-            "that there are and to draw the others"
+            f"{path}: tensors of another shape: {listed}. Set trainer.resize_modules=true to keep the rows that there "
+            "are and to draw the others"
         )
+    missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     if strict and (missing or unknown):
         raise ValueError(
             f"{path}: missing {', '.join(missing) or 'none'}; unknown {', '.join(unknown) or 'none'}. Set "
             "trainer.strict_loading=false to load what fits"
         )
-    for name, t in own.items():
-        if name in given:
-            given[name] = wrapkit.resized(given[name], t.shape) if given[name].shape != t.shape else given[name]
-    model.load_state_dict(given, strict=False)
+    for name, shape in wrong.items():
+        for dim, size in enumerate(shape):
+            if donor.get_parameter(name).shape[dim] != size:
+                wrapkit.resize(donor, name, size, dim)
+    model.load_state_dict(donor.state_dict(), strict=False)
 
 
 def _layers(chosen: Optimizations) -> dict[type[nn.Module], str]:

@@ -34,11 +34,13 @@ class Spoken:
     target: np.ndarray
 
     def write(self, folder: Path, sample_rate: int) -> None:
-        """Write it as three WAVs and its text."""
-        stem = folder / self.entry.key.replace("/", "_")
+        """Write it as WAVs (what is not empty) and its text."""
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = self.entry.key.replace("/", "_")
         for name in ("prompt", "out", "target"):
-            audio.write_wav(stem.with_suffix(f".{name}.wav"), getattr(self, name), sample_rate)
-        stem.with_suffix(".txt").write_text(self.text + "\n", encoding="utf-8")
+            if len(samples := getattr(self, name)):
+                audio.write_wav(folder / f"{stem}.{name}.wav", samples, sample_rate)
+        (folder / f"{stem}.txt").write_text(self.text + "\n", encoding="utf-8")
 
 
 class Evaluator:

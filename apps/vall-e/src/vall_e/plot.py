@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def plot_losses(logs: Path, out: Path) -> bool:
-    """Draw train and validation loss per level, over every run below `logs`, into a PNG.
+    """Draw train and validation loss per level, over every run below `logs`, into a .png, .svg or .html.
 
     Returns:
         Whether there was anything to draw.
@@ -46,10 +46,14 @@ def plot_losses(logs: Path, out: Path) -> bool:
     axes.grid(alpha=0.3)
     axes.legend(ncols=2, fontsize=8)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp.png")
+    html = out.suffix == ".html"
+    temporary = out.with_name(f".{out.stem}.tmp{'.svg' if html else out.suffix}")
     figure.savefig(temporary, dpi=120)
-    temporary.replace(out)
     plt.close(figure)
+    if html:
+        page = f"<!doctype html><title>{logs}</title>{temporary.read_text(encoding='utf-8')}"
+        temporary.write_text(page, encoding="utf-8")
+    temporary.replace(out)
     return True
 
 

@@ -55,10 +55,9 @@ def report(training: Training) -> Report:
     WAVs go to `logs/<start>/final/`, the figures to `report.json` beside them.
     """
     folder = training.cfg.log_dir / "final"
-    result = Report(
-        _before_and_after(training),
-        _speech(training, folder) if training.codec and training.cfg.evaluation.size else None,
-    )
+    folder.mkdir(parents=True, exist_ok=True)
+    audible = training.codec is not None and training.cfg.evaluation.size > 0
+    result = Report(_before_and_after(training), _speech(training, folder) if audible else None)
     stateio.json_write(asdict(result), folder / "report.json", pretty=True)
     return result
 

@@ -51,7 +51,7 @@ def train(cfg: Config) -> int:
     from vall_e.data.store import DatasetError
     from vall_e.espeak import EspeakUnavailable
 
-    known = (DatasetError, EspeakUnavailable, CheckpointError, StateFileError, BackendUnavailable, ValueError)
+    known = (DatasetError, EspeakUnavailable, CheckpointError, StateFileError, BackendUnavailable, ValueError, OSError)
     if cfg.trainer.backend == "deepspeed":
         distkit.fill_env()  # it reads the environment that torchrun would set, also on one process
     try:

@@ -53,7 +53,7 @@ class DatasetOf:
     def _open(self) -> Dataset:
         cfg = self.cfg
         if cfg.dataset.use_hdf5:
-            return DatasetFile(cfg.hdf5_path)
+            return DatasetFile(cfg.hdf5_path, retokenize=cfg.dataset.retokenize_text)
         info = published(cfg.audio_backend)
         if info is None:
             raise DatasetError(

@@ -21,6 +21,7 @@ from vall_e.codecs import melvq
 from vall_e.codecs.melvq import MelVQ
 from vall_e.config import Config
 from vall_e.data.recording import Recording
+from vall_e.data.shards import shard_of, shard_path
 from vall_e.data.store import CodecInfo, DatasetError, Utterance, write_dataset
 from vall_e.progress import Bar
 from vall_e.tokenizer import NaiveTokenizer
@@ -50,13 +51,20 @@ class Prepared:
     new_symbols: list[str] = field(default_factory=list)
 
 
-def prepare(cfg: Config, recordings: Sequence[Recording], skipped: Sequence[tuple[Path, str]] = ()) -> Prepared:
+def prepare(
+    cfg: Config,
+    recordings: Sequence[Recording],
+    skipped: Sequence[tuple[Path, str]] = (),
+    *,
+    shard: tuple[int, int] | None = None,
+) -> Prepared:
     """Make the dataset that `cfg` trains on.
 
     Args:
         cfg: names the files, the codec's sizes and the durations kept.
         recordings: what to encode.
         skipped: what was left out before, to be listed with the rest.
+        shard: (k, n): encode the k-th of n parts, into a file of its own, with the codec that there is.
 
     Raises:
         DatasetError: nothing can be used; the first reasons are named.
@@ -64,9 +72,17 @@ def prepare(cfg: Config, recordings: Sequence[Recording], skipped: Sequence[tupl
     if not any(r.split == "training" for r in recordings):
         reasons = "".join(f"\n  {path}: {reason}" for path, reason in list(skipped)[:5])
         raise DatasetError(f"{cfg.rel_path}: no recording to train on{reasons or ': the folder is empty'}")
-    codec = _codec(cfg, recordings)
+    if shard is not None and not cfg.codec_path.is_file():
+        raise DatasetError(
+            f"{cfg.codec_path}: the jobs of a divided preparation share one codec; fit it first, once, with "
+            f"`vall-e-data fit FOLDER --yaml {cfg.yaml_path}`"
+        )
+    codec = fit_codec(cfg, recordings)
+    path = cfg.hdf5_path
+    if shard is not None:
+        path, recordings = shard_path(path, *shard), shard_of(recordings, *shard)
     info = CodecInfo("melvq", codec.identity, codec.levels, codec.entries, codec.frame_rate)
-    result = Prepared(cfg.hdf5_path, info, skipped=list(skipped))
+    result = Prepared(path, info, skipped=list(skipped))
     encoded: list[tuple[Recording, dict]] = []
     for recording, outcome in _encoded(cfg, recordings, codec):
         if isinstance(outcome, str):
@@ -76,7 +92,7 @@ def prepare(cfg: Config, recordings: Sequence[Recording], skipped: Sequence[tupl
     for split in ("training", "validation"):
         durations = [o["duration"] for r, o in encoded if r.split == split]
         result.counts[split], result.seconds[split] = len(durations), sum(durations)
-    if not result.counts["training"]:
+    if not result.counts["training"] and shard is None:
         reasons = "".join(f"\n  {path}: {reason}" for path, reason in result.skipped[:5])
         raise DatasetError(f"{cfg.rel_path}: every training recording was left out:{reasons}")
     known = NaiveTokenizer()
@@ -99,12 +115,12 @@ def prepare(cfg: Config, recordings: Sequence[Recording], skipped: Sequence[tupl
         )
         for r, o in encoded
     )
-    write_dataset(cfg.hdf5_path, Bar(utterances, "writing", len(encoded)), tokenizer.vocabulary, info)
+    write_dataset(path, Bar(utterances, "writing", len(encoded)), tokenizer.vocabulary, info)
     _write_metadata(cfg, encoded)
     return result
 
 
-def _codec(cfg: Config, recordings: Sequence[Recording]) -> MelVQ:
+def fit_codec(cfg: Config, recordings: Sequence[Recording]) -> MelVQ:
     """The codec of this dataset: the one beside it, or a new one fitted on a part of the training split."""
     if cfg.codec_path.is_file():
         return MelVQ.load(cfg.codec_path)
@@ -225,7 +241,8 @@ def _write_metadata(cfg: Config, encoded: Sequence[tuple[Recording, dict]]) -> N
     for (group, speaker), utterances in speakers.items():
         path = cfg.metadata_dir / group / f"{speaker}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        stateio.json_write(utterances, path)
+        known = dict(stateio.json_read(path, default={}))
+        stateio.json_write(known | utterances, path)
 
 
 def report(result: Prepared, say: Callable[[str], None] = print) -> None:

@@ -127,14 +127,17 @@ def no_match(path: Path, split: str, patterns: Sequence[str], speakers: Sequence
 class DatasetFile:
     """Reads a dataset; utterances once read stay in memory up to `cache_bytes`.
 
+    With `retokenize`, phoneme ids are made of the phonemes under the file's vocabulary, not read as stored.
+
     It can be sent to another process, which opens the file for itself.
 
     Raises:
         DatasetError: the file is missing, not HDF5, damaged or empty.
     """
 
-    def __init__(self, path: Path, cache_bytes: int = 1 << 30) -> None:
+    def __init__(self, path: Path, cache_bytes: int = 1 << 30, *, retokenize: bool = True) -> None:
         self.path = path
+        self._retokenize = retokenize
         self._file: h5py.File | None = None
         self._cache: dict[str, Utterance] = {}
         self._room = cache_bytes
@@ -210,10 +213,11 @@ class DatasetFile:
         try:
             item = self._open()[key]
             attributes = dict(item.attrs)
+            phones = self._ids(attributes["phonemes"]) if self._retokenize else item["text"][()].astype(np.int64)
             utterance = Utterance(
                 key=key,
                 codes=item["audio"][()],
-                phone_ids=item["text"][()].astype(np.int64),
+                phone_ids=phones,
                 text=attributes["text"],
                 phonemes=attributes["phonemes"],
                 language=attributes["language"],
@@ -226,6 +230,12 @@ class DatasetFile:
             self._room -= size
             self._cache[key] = utterance
         return utterance
+
+    def _ids(self, phonemes: str) -> np.ndarray:
+        from vall_e.tokenizer import NaiveTokenizer
+
+        # What a dataset of another vocabulary holds that this one does not, was unknown when it was made, too.
+        return np.array(NaiveTokenizer(self.vocabulary).encode(phonemes, unknown="drop"), np.int64)
 
     def close(self) -> None:
         if self._file is not None:

@@ -88,6 +88,10 @@ class VallE(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         """The input embeddings [B, T, D] of a batch."""
+        return F.embedding(batch.rows, torch.cat([self.static_table(), self._prompt(batch), self._response(batch)]))
+
+    def static_table(self) -> Tensor:
+        """The rows [R, D] that are the same in each batch, in the order of `Tables`."""
         table = [
             torch.zeros_like(self.sep)[None],
             self.sep[None],
@@ -97,10 +101,8 @@ class VallE(nn.Module):
             self.tones_emb.weight,
             self.tasks_emb.weight,
             self.len_emb.weight,
-            self._prompt(batch),
-            self._response(batch),
         ]
-        return F.embedding(batch.rows, torch.cat(table))
+        return torch.cat(table)
 
     def _prompt(self, batch: Batch) -> Tensor:
         """Rows [Np, D]: the sum of the levels below each limit, or the level just below it."""

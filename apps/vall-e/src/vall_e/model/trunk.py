@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vall_e.model.spec import ModelSpec
 
-_THETA = 10000.0
-_EPS = 1e-6
+THETA = 10000.0
+EPS = 1e-6
 
 
 class KVCache:
@@ -100,8 +100,8 @@ class Block(nn.Module):
         super().__init__()
         self.self_attn = Attention(spec.dim, spec.heads)
         self.mlp = MLP(spec.dim, round(spec.dim * spec.ffn))
-        self.input_layernorm = nn.RMSNorm(spec.dim, eps=_EPS)
-        self.post_attention_layernorm = nn.RMSNorm(spec.dim, eps=_EPS)
+        self.input_layernorm = nn.RMSNorm(spec.dim, eps=EPS)
+        self.post_attention_layernorm = nn.RMSNorm(spec.dim, eps=EPS)
         self.dropout = nn.Dropout(spec.dropout)
 
     def forward(self, x: Tensor, rotation, mask, causal, cache, layer) -> Tensor:
@@ -116,7 +116,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.spec = spec
         self.layers = nn.ModuleList(Block(spec) for _ in range(spec.layers))
-        self.norm = nn.RMSNorm(spec.dim, eps=_EPS)
+        self.norm = nn.RMSNorm(spec.dim, eps=EPS)
 
     def forward(
         self,
@@ -157,7 +157,7 @@ class Trunk(nn.Module):
 
 def _rotation(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines [B, 1, T, head_dim] of each position's angles, in the half-split layout."""
-    frequencies = _THETA ** -(torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    frequencies = THETA ** -(torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
     angles = positions[:, None, :, None].float() * frequencies
     angles = torch.cat([angles, angles], -1)
     return angles.cos().to(dtype), angles.sin().to(dtype)

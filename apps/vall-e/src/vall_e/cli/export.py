@@ -1,0 +1,68 @@
+"""`vall-e-export`: weights in another form."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="vall-e-export",
+        description="Write weights in another form: .sft, .pth, another dtype, with an adapter merged, or as llama.",
+        epilog=(
+            "examples:\n"
+            "  vall-e-export ckpt/ar+nar --out fp32.sft             the newest checkpoint, as weights\n"
+            "  vall-e-export fp32.sft --out bf16.sft --dtype bfloat16\n"
+            "  vall-e-export fp32.sft --lora ckpt/mine/lora.sft --out merged.sft\n"
+            "  vall-e-export fp32.sft --out llama/ --layout llama"
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("weights", type=Path, help="a file of weights, or a checkpoint folder")
+    parser.add_argument("--out", type=Path, required=True, help="the file (.sft or .pth), or for llama the folder")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)")
+    parser.add_argument("--lora", type=Path, help="an adapter to merge into the weights")
+    parser.add_argument("--lora-strength", type=float, default=1.0, help="of the adapter (%(default)s)")
+    parser.add_argument("--layout", choices=("vall-e", "llama"), default="vall-e", help="(%(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        print(_export(args))
+    except (ValueError, OSError) as e:
+        print(f"vall-e-export: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _export(args: argparse.Namespace) -> str:
+    import stateio
+    import wrapkit
+
+    from vall_e.weights import load_weights, weights_file
+
+    voice = load_weights(args.weights, dtype=args.dtype, lora=args.lora, lora_strength=args.lora_strength)
+    tensors = wrapkit.lora.merged_state(voice.model) if args.lora else voice.model.state_dict()
+    if args.layout == "llama":
+        from vall_e.hf import export_llama
+        from vall_e.model.model import VallE
+
+        model = VallE(voice.model.spec).to(next(iter(tensors.values())).dtype)
+        model.load_state_dict(tensors)
+        return f"{export_llama(model, args.out)}: a folder that transformers' LlamaForCausalLM loads"
+    if args.out.suffix not in (".sft", ".safetensors", ".pth", ".pt"):
+        raise ValueError(f"--out: expected a name that ends in .sft or .pth, found {args.out}")
+    held = weights_file(
+        tensors,
+        voice.model.spec,
+        vocabulary=voice.tokenizer.vocabulary,
+        codec=voice.codec,
+        settings=voice.settings,
+        stats=voice.stats,
+    )
+    stateio.save(held, args.out)
+    return f"{args.out}: {sum(t.numel() for t in tensors.values()) / 1e6:.1f} M numbers in {args.dtype}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""A preparation divided over jobs: each writes an HDF5 file of its own, and one index makes them a dataset."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from vall_e.data.recording import Recording
+from vall_e.data.store import DatasetError
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`k/n`, the k-th of n jobs, k from 1.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    k, slash, n = text.partition("/")
+    if not (slash and k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
+        raise ValueError(f"--shard: expected k/n with k from 1 to n, such as 3/8; found {text!r}")
+    return int(k), int(n)
+
+
+def shard_of(recordings: Sequence[Recording], k: int, n: int) -> list[Recording]:
+    """The recordings of job k of n: by a hash of the name, so that another file added later moves no other."""
+    return [r for r in recordings if zlib.crc32(r.key.encode()) % n == k - 1]
+
+
+def shard_path(path: Path, k: int, n: int) -> Path:
+    """`data.3-of-8.h5` for `data.h5`."""
+    return path.with_name(f"{path.stem}.{k}-of-{n}{path.suffix}")
+
+
+def write_index(path: Path, shards: Sequence[Path]) -> int:
+    """Write an HDF5 file that links to every utterance of the shards, which stay where they are.
+
+    Phoneme ids are made of the phonemes when they are read, so shards may have extended the vocabulary differently.
+
+    Returns:
+        The number of utterances.
+
+    Raises:
+        DatasetError: no shard, shards of different codecs, or an utterance in two of them.
+    """
+    import h5py
+
+    if not shards:
+        raise DatasetError(f"{path}: there is no shard to index (expected {path.stem}.1-of-N{path.suffix} beside it)")
+    vocabulary: dict[str, int] = {}
+    codecs: dict[str, Path] = {}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    count = 0
+    try:
+        with h5py.File(temporary, "w") as out:
+            for shard in shards:
+                with h5py.File(shard, "r") as f:
+                    codecs.setdefault(f.attrs["codec"], shard)
+                    for symbol in json.loads(f["symmap"][()]):
+                        vocabulary.setdefault(symbol, -1)
+                    for key in _keys(f):
+                        if key in out:
+                            raise DatasetError(f"{shard}: {key} is in another shard too")
+                        group, _, name = key.rpartition("/")
+                        out.require_group(group)[name] = h5py.ExternalLink(os.path.relpath(shard, path.parent), key)
+                        count += 1
+            if len(codecs) > 1:
+                a, b = list(codecs.values())[:2]
+                raise DatasetError(f"{a} and {b} were made with different codecs; prepare one of them again")
+            out.attrs["codec"] = next(iter(codecs))
+            out["symmap"] = json.dumps(_numbered(vocabulary), ensure_ascii=False)
+        with temporary.open("rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def _keys(file) -> list[str]:
+    return [
+        f"{split}/{group}/{speaker}/{name}"
+        for split in ("training", "validation", "noise")
+        for group in file.get(split, ())
+        for speaker in file[split][group]
+        for name in file[split][group][speaker]
+    ]
+
+
+def _numbered(symbols: dict[str, int]) -> dict[str, int]:
+    """The default vocabulary, with the symbols that it lacks behind it."""
+    from vall_e.tokenizer import NaiveTokenizer, default_vocabulary
+
+    known = default_vocabulary()
+    return NaiveTokenizer().extended([s for s in symbols if s not in known]).vocabulary

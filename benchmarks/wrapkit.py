@@ -3,8 +3,8 @@
     uv run --no-sync --with apollo-torch --with galore-torch python benchmarks/wrapkit.py [--quick] [--out FILE]
         [--only step,replace,memory,characters] [--seeds 3]
 
-* step: seconds of one optimizer step and bytes of state, optimizers in turn, medians; the limit is the time of reading
-  and writing the weights once and reading the gradients once.
+* step: CPU time of one optimizer step (less sensitive to load than wall time) and bytes of state, optimizers in turn,
+  medians; the limit is the time of reading and writing the weights once and reading the gradients once.
 * replace: seconds to replace 2,000 layers and to undo it, against building that many layers.
 * memory: bytes predicted by the planner and measured.
 * characters: a character transformer (d128, 5 layers) on Python's own sources, 400 steps, each optimizer and seed.
@@ -172,7 +172,7 @@ def build_all(names: Iterable[str], make: Callable[[], nn.Module], lr: float = 1
 
 
 def measure_step(quick: bool) -> list[dict[str, Any]]:
-    """Seconds of a step, optimizers in turn, medians; at the size of the character model and at a larger one."""
+    """CPU seconds of a step, optimizers in turn, medians; at the size of the character model and at a larger one."""
     rows = []
     for width, layers, rounds in [(128, 5, 30)] if quick else [(128, 5, 60), (512, 4, 25)]:
         torch.manual_seed(0)
@@ -188,13 +188,13 @@ def measure_step(quick: bool) -> list[dict[str, Any]]:
                 model, optimizer = pair
                 for p, g in zip(model.parameters(), gradients, strict=True):
                     p.grad = g.clone()
-                start = time.perf_counter()
+                start = time.process_time()
                 optimizer.step()
                 if turn >= 3:  # the first ones compile and allocate
-                    times[name].append(time.perf_counter() - start)
-            start = time.perf_counter()
+                    times[name].append(time.process_time() - start)
+            start = time.process_time()
             torch._foreach_add_(copies, gradients, alpha=-1e-3)
-            limit.append(time.perf_counter() - start)
+            limit.append(time.process_time() - start)
         base = statistics.median(times["torch AdamW foreach"])
         plain = state_bytes(built["torch AdamW foreach"][1], built["torch AdamW foreach"][0])
         size = f"d{width} x {layers}"
@@ -204,11 +204,80 @@ def measure_step(quick: bool) -> list[dict[str, Any]]:
                 continue
             seconds = statistics.median(times[name])
             held = state_bytes(pair[1], pair[0])
-            row = {"size": size, "optimizer": name, "ms": 1e3 * seconds, "of AdamW foreach": seconds / base}
+            row = {"size": size, "optimizer": name, "cpu ms": 1e3 * seconds, "of AdamW foreach": seconds / base}
             rows.append(row | {"state bytes": held, "state of AdamW": held / plain})
         seconds = statistics.median(limit[3:])
-        row = {"size": size, "optimizer": "limit: w -= a g", "ms": 1e3 * seconds, "of AdamW foreach": seconds / base}
-        rows.append(row)
+        row = {"size": size, "optimizer": "limit: w -= a g", "cpu ms": 1e3 * seconds}
+        rows.append(row | {"of AdamW foreach": seconds / base})
+    return rows
+
+
+class Other(nn.Linear):
+    pass
+
+
+def measure_replace(quick: bool) -> list[dict[str, Any]]:
+    """Seconds to swap every linear layer of a model and to swap them back; copying the weights is the comparison."""
+    count = 200 if quick else 2000
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(256, 256), nn.GELU()) for _ in range(count)])
+    times: dict[str, list[float]] = {"replace": [], "undo": [], "plan": [], "build and copy the weights": []}
+    for _ in range(3 if quick else 5):
+        start = time.perf_counter()
+        handle = wrapkit.replace(model, {nn.Linear: Other})
+        times["replace"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        handle.undo()
+        times["undo"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        wrapkit.plan(model, wrapkit.Replace({nn.Linear: Other}), optimizer=wrapkit.Optim("adamw"))
+        times["plan"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        for block in model:
+            new = Other(256, 256)
+            new.load_state_dict(block[0].state_dict())
+        times["build and copy the weights"].append(time.perf_counter() - start)
+    base = statistics.median(times["build and copy the weights"])
+    return [
+        {"what": name, "layers": count, "ms": 1e3 * statistics.median(t), "of copying": statistics.median(t) / base}
+        for name, t in times.items()
+    ]
+
+
+def measure_memory(quick: bool) -> list[dict[str, Any]]:
+    """Predicted bytes of training the character model, and measured ones."""
+    from wrapkit._plan import measure
+    from wrapkit._saved import SavedTensors
+
+    ids = torch.arange(8 * 128).remainder(128).view(8, 128)
+    blocks = wrapkit.Policy(["layers"])
+    cases: dict[str, tuple[list[Any], str]] = {
+        "adamw": ([], "adamw"),
+        "apollo": ([], "apollo"),
+        "apollo-mini": ([], "apollo-mini"),
+        "adamw8bit": ([], "adamw8bit"),
+        "LoRA 8": ([wrapkit.LoRA(8, policy=blocks)], "adamw"),
+        "bnb.int8, LoRA 8": ([wrapkit.Replace("bnb.int8", blocks), wrapkit.LoRA(8, policy=blocks)], "adamw"),
+        "checkpointed": ([wrapkit.Checkpoint(blocks)], "adamw"),
+    }
+    rows = []
+    for name, (changes, optimizer) in cases.items():
+        model = CharacterModel()
+        try:
+            plan = wrapkit.plan(model, *changes, optimizer=wrapkit.Optim(optimizer), sample=ids)
+        except wrapkit.BackendUnavailable as error:
+            rows.append({"case": name, "note": f"missing: {error}"})
+            continue
+        handle = plan.apply()
+        with SavedTensors(model) as saved:
+            out = model(ids)
+        out.square().mean().backward()
+        assert handle.optimizer is not None
+        handle.optimizer.step()
+        found, told = measure(model, handle.optimizer), plan.memory["cpu"]
+        found.activations = saved.bytes
+        row = {"case": name, "state told": told.optimizer, "state found": found.optimizer}
+        row |= {"activations told": told.activations, "activations found": found.activations}
+        rows.append(row | {"total told": told.total, "total found": found.total})
     return rows
 
 
@@ -324,7 +393,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", default="step,characters")
+    parser.add_argument("--only", default="step,replace,memory,characters")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     today = datetime.date.today().isoformat()
@@ -336,6 +405,12 @@ def main() -> None:
     if "step" in wanted:
         result["step"] = measure_step(arguments.quick)
         show("One optimizer step", result["step"])
+    if "replace" in wanted:
+        result["replace"] = measure_replace(arguments.quick)
+        show("Replacing", result["replace"])
+    if "memory" in wanted:
+        result["memory"] = measure_memory(arguments.quick)
+        show("Bytes told and found", result["memory"])
     if "characters" in wanted:
         partial = out.with_suffix(".runs.json")
         result["characters"] = measure_characters(arguments.quick, arguments.seeds, partial)

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from wrapkit import _bytes
 from wrapkit._changes import Change
@@ -204,21 +206,48 @@ def _count(made: Plan, shadow: nn.Module, devices: Mapping[str, str], home: str)
 
 
 def _count_activations(made: Plan, shadow: nn.Module, sample: Any, home: str) -> None:
-    on_meta = torch.utils._pytree.tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, sample)
+    plain = all(type(p) is nn.Parameter and type(p.data) is Tensor for p in shadow.parameters())
     try:
-        with SavedTensors(shadow) as saved:
-            if isinstance(on_meta, dict):
-                shadow(**on_meta)
-            else:
-                shadow(*on_meta if isinstance(on_meta, tuple) else (on_meta,))
+        saved = _forward_pretended(shadow, sample, home) if plain else _forward_on_meta(shadow, sample)
     except Exception as error:
         reason = f"forward without numbers raised {type(error).__name__}: {error}"
         made.notes.append(f"activations are not predicted: {reason}")
         return
+    if not plain:
+        made.notes.append("with quantised weights, activations of fused attention are predicted too high")
     on_accelerator = torch.device(home).type not in ("cpu", "meta")
     made.memory.setdefault(home, Memory()).activations += saved.here + (0 if on_accelerator else saved.moved)
     if on_accelerator and saved.moved:
         made.memory.setdefault("cpu", Memory()).activations += saved.moved
+
+
+def _forward_pretended(shadow: nn.Module, sample: Any, home: str) -> SavedTensors:
+    """A forward on tensors that say they are on the device, so that torch takes its kernels for that device."""
+    kind = torch.device(home).type
+    device = home if kind == "cuda" and torch.cuda.is_available() else "cpu"
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        own: dict[str, Tensor] = {}
+        for name, tensor in (*shadow.named_parameters(), *shadow.named_buffers()):
+            bare = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device)
+            own[name] = nn.Parameter(bare, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else bare
+        inputs = tree_map(lambda x: torch.empty_like(x, device=device) if isinstance(x, Tensor) else x, sample)
+        args, kwargs = _arguments(inputs)
+        with SavedTensors(own.values()) as saved:
+            torch.func.functional_call(shadow, own, args, kwargs)
+    return saved
+
+
+def _forward_on_meta(shadow: nn.Module, sample: Any) -> SavedTensors:
+    args, kwargs = _arguments(tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, sample))
+    with SavedTensors(shadow) as saved:
+        shadow(*args, **kwargs)
+    return saved
+
+
+def _arguments(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(sample, dict):
+        return (), sample
+    return sample if isinstance(sample, tuple) else (sample,), {}
 
 
 def _first_device(model: nn.Module) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Self
 
 import torch
@@ -30,11 +31,12 @@ class SavedTensors:
     256
 
     Args:
-        model: whose parameters and buffers do not count.
+        model: whose parameters and buffers do not count; or those tensors themselves.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._own = {storage_key(t) for module in model.modules() for t in module_tensors(module)}
+    def __init__(self, model: nn.Module | Iterable[Tensor]) -> None:
+        own = (t for m in model.modules() for t in module_tensors(m)) if isinstance(model, nn.Module) else model
+        self._own = {storage_key(t) for t in own}
         self._here: dict[int, Tensor] = {}
         self._moved: dict[int, Tensor] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)

@@ -115,8 +115,9 @@ class Apollo(Optimizer):
             reduced.append(drawn[key] @ gradient)
         directions = _adam(reduced, states, steps, group["betas"], group["eps"])  # r, n
         if group["scaling"] == "channel":
-            scales = [_ratio(d.norm(dim=0), r.norm(dim=0)) for d, r in zip(directions, reduced, strict=True)]  # n
-            norms = torch.stack([(s * g.norm(dim=0)).norm() for s, g in zip(scales, gradients, strict=True)])
+            pairs = zip(directions, reduced, strict=True)
+            scales = [_ratio(_channel_norms(d), _channel_norms(r)) for d, r in pairs]  # n
+            norms = _norms([s * _channel_norms(g) for s, g in zip(scales, gradients, strict=True)])
         else:
             whole = _ratio(_norms(directions), _norms(reduced))
             scales, norms = list(whole.unbind()), whole * _norms(gradients)
@@ -210,6 +211,11 @@ def _adam(
 
 def _norms(tensors: list[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(tensors))
+
+
+def _channel_norms(matrix: Tensor) -> Tensor:
+    """The norm of each column, n. (On CPUs `norm(dim=0)` takes ten times as long.)"""
+    return matrix.square().sum(dim=0).sqrt_()
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

@@ -1,10 +1,76 @@
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
+
+SMALL = """
+demo: {enabled: true, utterances: 240, validation: 24}
+codec: {levels: 2, entries: 32, stack: 8, iterations: 2, minutes: 1}
+models:
+- size: {dim: 32, heads: 2, layers: 1, ffn: 2, text_tokens: 1}
+dataset: {duration_range: [0.3, 8.0], prompt_duration_range: [0.7, 0.7]}
+hyperparameters: {batch_size: 8, learning_rate: 2.0e-3}
+evaluation: {frequency: 0, size: 1, loss_size: 16}
+trainer: {iterations: 12, save_frequency: 2}
+"""
+
+
+def command(name, *arguments, cwd, **options):
+    """Start a command of the application in a process of its own."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", f"vall_e.cli.{name}", *arguments],
+        cwd=cwd,
+        env=env,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+@pytest.fixture(scope="session")
+def start():
+    return command
+
+
+@pytest.fixture(scope="session")
+def run():
+    """Run a command to its end: (exit code, stdout, stderr)."""
+
+    def run(name, *arguments, cwd):
+        process = command(name, *arguments, cwd=cwd)
+        out, err = process.communicate(timeout=400)
+        return process.returncode, out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, run) -> Path:
+    """A finished small run."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "config.yaml").write_text(SMALL)
+    code, out, err = run("train", "--yaml", "config.yaml", cwd=folder)
+    assert code == 0, err
+    (folder / "summary.txt").write_text(out)
+    return folder
+
+
+@pytest.fixture
+def fresh(prepared, tmp_path) -> Path:
+    """The same dataset without any training."""
+    for name in ("config.yaml", "codec.sft", "data.h5"):
+        shutil.copy(prepared / name, tmp_path / name)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

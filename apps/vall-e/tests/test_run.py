@@ -10,57 +10,6 @@ from pathlib import Path
 
 import pytest
 
-SMALL = """
-demo: {enabled: true, utterances: 240, validation: 24}
-codec: {levels: 2, entries: 32, stack: 8, iterations: 2, minutes: 1}
-models:
-- size: {dim: 32, heads: 2, layers: 1, ffn: 2, text_tokens: 1}
-dataset: {duration_range: [0.3, 8.0], prompt_duration_range: [0.7, 0.7]}
-hyperparameters: {batch_size: 8, learning_rate: 2.0e-3}
-evaluation: {frequency: 0, size: 1, loss_size: 16}
-trainer: {iterations: 12, save_frequency: 2}
-"""
-
-
-def command(name, *arguments, cwd, **options):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", f"vall_e.cli.{name}", *arguments],
-        cwd=cwd,
-        env=env,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **options,
-    )
-
-
-def run(name, *arguments, cwd):
-    process = command(name, *arguments, cwd=cwd)
-    out, err = process.communicate(timeout=400)
-    return process.returncode, out, err
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> Path:
-    """A finished small run."""
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "config.yaml").write_text(SMALL)
-    code, out, err = run("train", "--yaml", "config.yaml", cwd=folder)
-    assert code == 0, err
-    (folder / "summary.txt").write_text(out)
-    return folder
-
-
-@pytest.fixture
-def fresh(prepared, tmp_path) -> Path:
-    """The same dataset without any training."""
-    for name in ("config.yaml", "codec.sft", "data.h5"):
-        shutil.copy(prepared / name, tmp_path / name)
-    return tmp_path
-
-
 def test_a_run_leaves_all_that_it_promises(prepared):
     summary = (prepared / "summary.txt").read_text()
     assert "held-out sentences are nearest" in summary
@@ -73,7 +22,7 @@ def test_a_run_leaves_all_that_it_promises(prepared):
     assert list(prepared.glob("metadata/*/*.json"))
 
 
-def test_weights_alone_speak(prepared, tmp_path):
+def test_weights_alone_speak(prepared, tmp_path, run):
     weights, reference = tmp_path / "w.sft", next(prepared.glob("corpus/en/*/*.wav"))
     shutil.copy(prepared / "ckpt/ar+nar/fp32.sft", weights)
     code, out, err = run(
@@ -93,16 +42,16 @@ def test_weights_alone_speak(prepared, tmp_path):
     assert (tmp_path / "o.wav").stat().st_size > 44
 
 
-def test_a_finished_run_is_found_finished(prepared):
+def test_a_finished_run_is_found_finished(prepared, run):
     code, out, err = run("train", "--yaml", "config.yaml", cwd=prepared)
     assert code == 0, err
     assert "12 steps" in out
 
 
-def test_killed_it_goes_on_from_its_last_save_and_completes(fresh):
+def test_killed_it_goes_on_from_its_last_save_and_completes(fresh, run, start):
     wanted = ["--yaml", "config.yaml", "trainer.iterations=60"]
     for _ in range(2):
-        process = command("train", *wanted, cwd=fresh)
+        process = start("train", *wanted, cwd=fresh)
         _wait_for(lambda: len(list(fresh.glob("ckpt/ar+nar/*/manifest.json"))) >= 2, process)
         process.kill()
         process.communicate()
@@ -112,8 +61,8 @@ def test_killed_it_goes_on_from_its_last_save_and_completes(fresh):
     assert "60 steps" in out
 
 
-def test_sigterm_saves_and_says_how_to_go_on(fresh):
-    process = command("train", "--yaml", "config.yaml", "trainer.iterations=100000", cwd=fresh)
+def test_sigterm_saves_and_says_how_to_go_on(fresh, start):
+    process = start("train", "--yaml", "config.yaml", "trainer.iterations=100000", cwd=fresh)
     _wait_for(lambda: list(fresh.glob("ckpt/ar+nar/*/manifest.json")), process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
@@ -129,13 +78,13 @@ def _wait_for(condition, process):
         time.sleep(0.05)
 
 
-def test_a_typo_names_the_nearest_key(tmp_path):
+def test_a_typo_names_the_nearest_key(tmp_path, run):
     code, _, err = run("train", "dataset.worker=3", cwd=tmp_path)
     assert code == 2
     assert "dataset.workers" in err
 
 
-def test_a_damaged_dataset_is_one_clear_line(fresh):
+def test_a_damaged_dataset_is_one_clear_line(fresh, run):
     (fresh / "data.h5").write_bytes(b"not hdf5")
     code, _, err = run("train", "--yaml", "config.yaml", cwd=fresh)
     assert code == 1
@@ -143,7 +92,7 @@ def test_a_damaged_dataset_is_one_clear_line(fresh):
     assert "Traceback" not in err
 
 
-def test_a_codec_of_another_fit_is_refused(fresh, speech):
+def test_a_codec_of_another_fit_is_refused(fresh, speech, run):
     from vall_e.codecs import melvq
 
     (fresh / "codec.sft").unlink()
@@ -153,7 +102,7 @@ def test_a_codec_of_another_fit_is_refused(fresh, speech):
     assert "codes of one fit" in err
 
 
-def test_preparing_a_folder_lists_what_it_skips(fresh, prepared, tmp_path):
+def test_preparing_a_folder_lists_what_it_skips(fresh, prepared, tmp_path, run):
     folder = tmp_path / "mine"
     shutil.copytree(prepared / "corpus/en", folder)
     (folder / "anna" / "empty.wav").write_bytes(b"")
@@ -165,7 +114,7 @@ def test_preparing_a_folder_lists_what_it_skips(fresh, prepared, tmp_path):
     assert (fresh / "data.h5").is_file()
 
 
-def test_an_empty_folder_is_one_clear_line(fresh, tmp_path):
+def test_an_empty_folder_is_one_clear_line(fresh, tmp_path, run):
     (tmp_path / "nothing").mkdir()
     code, _, err = run("data", "prepare", str(tmp_path / "nothing"), "--yaml", "config.yaml", cwd=fresh)
     assert code == 1

@@ -20,6 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     from vall_e.espeak import EspeakUnavailable
 
     try:
+        if args.run in (_prepare, _fit) and not args.yaml.exists():
+            _write_starter(args.yaml)
         return args.run(Config.from_yaml(args.yaml), args)
     except ConfigError as e:
         print(e, file=sys.stderr)
@@ -67,6 +69,16 @@ def _parser() -> argparse.ArgumentParser:
     hear.add_argument("--count", type=int, default=8, help="of each split (%(default)s)")
     hear.add_argument("--out", type=Path, default=Path("samples"), help="the folder (%(default)s)")
     return parser
+
+
+def _write_starter(path: Path) -> None:
+    """A configuration to begin with, for someone who has none."""
+    from importlib import resources
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = resources.files("vall_e").joinpath("recordings.yaml").read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+    print(f"{path}: written, with sizes that train on a CPU; it is yours to edit")
 
 
 def _prepare(cfg: Config, args: argparse.Namespace) -> int:

@@ -32,4 +32,15 @@ def load_codec(cfg: Config, name: str) -> Codec:
         if not cfg.codec_path.is_file():
             raise CodecUnavailable(f"{cfg.codec_path}: the codec of the dataset is missing; prepare the dataset again")
         return MelVQ.load(cfg.codec_path)
-    raise CodecUnavailable(f"no codec is called {name}")
+    path = cfg.codec.path
+    if name == "encodec":
+        from vall_e.codecs.encodec import Encodec
+
+        return Encodec.load(path)
+    if name == "vocos":
+        from vall_e.codecs.encodec import Vocos
+
+        return Vocos.load(path)
+    from vall_e.codecs.dac import Dac
+
+    return Dac.load(path)

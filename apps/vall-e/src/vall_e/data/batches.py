@@ -105,6 +105,8 @@ class Loader:
             num_workers=self.workers,
             collate_fn=_as_is,
             worker_init_fn=_one_thread if self.workers else None,
+            # Of its own: a loader that is begun in the middle of an epoch must not move torch's, which dropout uses.
+            generator=torch.Generator(),
         )
         for batch in batches:
             self.consumed += 1

@@ -1,0 +1,248 @@
+import io
+import pickle
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samplers import GroupBalancedSampler, RandomSampler
+from vall_e.config import Config, Dataset
+from vall_e.data.batches import Loader, TrainingSet
+from vall_e.data.enc import read_enc
+from vall_e.data.folder import FolderDataset, write_utterance
+from vall_e.data.open import DatasetOf
+from vall_e.data.order import CutBatches, batch_sampler
+from vall_e.data.shards import parse_shard, write_index
+from vall_e.data.similar import most_similar
+from vall_e.data.store import CodecInfo, DatasetError, DatasetFile, Utterance, write_dataset
+from vall_e.data.tasks import PromptRules, Prompts, Tasks
+from vall_e.model.spec import ModelSpec
+
+CODEC = CodecInfo("melvq", "x", 2, 8, 10.0)
+
+
+def utterances(speakers=3, each=6, seed=0):
+    rng = np.random.default_rng(seed)
+    for s in range(speakers):
+        for i in range(each):
+            frames = int(rng.integers(5, 40))
+            yield Utterance(
+                f"training/g/s{s}/u{i}", rng.integers(0, 8, (frames, 2)), np.array([1, 40, 2]), "a", "a", "en", frames / 10
+            )
+
+
+@pytest.fixture
+def file(tmp_path):
+    write_dataset(tmp_path / "data.h5", utterances(), {"<s>": 1, "</s>": 2, " ": 3, "a": 40}, CODEC)
+    return DatasetFile(tmp_path / "data.h5")
+
+
+def test_existing_datasets_read_alike_from_hdf5_and_from_files(golden):
+    file = DatasetFile(golden / "dataset/data.h5")
+    folder = FolderDataset(golden / "dataset/data", golden / "dataset/metadata", 75.0)
+    (entry,) = folder.entries("training", ["G1/s1"])
+    assert [e.key for e in file.entries("training", ["G1/s1"])][0] == entry.key
+    a, b = file.read(entry.key), folder.read(entry.key)
+    assert a.codes.shape == b.codes.shape == (225, 8)
+    assert a.phonemes == b.phonemes == "həlˈoʊ wˈɜːld"
+    assert a.phone_ids.tolist() == b.phone_ids.tolist()
+    with h5py.File(golden / "dataset/data.h5") as f:
+        assert f["training/G1/s1/utt0/text"][()].tolist() == a.phone_ids.tolist()
+
+
+def test_an_utterance_written_is_read(tmp_path, file):
+    entry = file.entries("training", ["*/*"])[0]
+    write_utterance(tmp_path / "data", file.read(entry.key), 24000)
+    folder = FolderDataset(tmp_path / "data", None, 10.0)
+    (found,) = folder.entries("training", ["g/s0"])
+    assert found.frames == entry.frames
+    np.testing.assert_array_equal(folder.read(found.key).codes, file.read(entry.key).codes)
+
+
+class Runs:
+    def __reduce__(self):
+        return print, ("this must not run",)
+
+
+def test_a_pickle_that_would_run_code_does_not(tmp_path, capsys):
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, {"descr": "|O", "fortran_order": False, "shape": ()})
+    pickle.dump({"codes": Runs(), "metadata": {}}, out)
+    (tmp_path / "bad.enc").write_bytes(out.getvalue())
+    with pytest.raises(DatasetError, match=r"bad.enc: not a readable .enc file: it refers to builtins.print"):
+        read_enc(tmp_path / "bad.enc")
+    assert "must not run" not in capsys.readouterr().out
+
+
+def test_every_truncation_of_an_enc_file_is_one_error(golden, tmp_path):
+    whole = (golden / "dataset/data/G1/s1/utt0.enc").read_bytes()
+    for length in [*range(0, 300, 7), *range(300, len(whole), 97)]:
+        (tmp_path / "cut.enc").write_bytes(whole[:length])
+        with pytest.raises(DatasetError, match=r"cut.enc"):
+            read_enc(tmp_path / "cut.enc")
+
+
+@pytest.mark.parametrize("length", [0, 100, 2000, 5000])
+def test_a_truncated_dataset_is_named(file, tmp_path, length):
+    data = (tmp_path / "data.h5").read_bytes()
+    file.close()
+    (tmp_path / "cut.h5").write_bytes(data[: min(length, len(data) - 1)])
+    with pytest.raises(DatasetError, match=r"cut.h5"):
+        DatasetFile(tmp_path / "cut.h5").entries("training", ["*/*"])
+
+
+@given(
+    costs=st.lists(st.integers(1, 30), min_size=6, max_size=60),
+    size=st.integers(1, 6),
+    budget=st.none() | st.integers(30, 90),
+    world=st.integers(1, 3),
+    seed=st.integers(0, 5),
+)
+@settings(deadline=None, max_examples=60)
+def test_batches_cut_from_an_order_keep_their_limits_and_repeat_nothing(costs, size, budget, world, seed):
+    def sampler(rank):
+        items = RandomSampler(len(costs), seed)
+        return CutBatches(items, costs, max_size=size, max_cost=budget, rank=rank, world_size=world)
+
+    try:
+        ranks = [list(sampler(r)) for r in range(world)]
+    except ValueError:
+        return  # fewer batches than ranks, which it says
+    assert len({len(r) for r in ranks}) == 1
+    flat = [i for rank in ranks for batch in rank for i in batch]
+    assert len(flat) == len(set(flat))
+    for batch in (b for r in ranks for b in r):
+        assert len(batch) <= size
+        assert budget is None or max(costs[i] for i in batch) * len(batch) <= budget
+    # Resumed at any step, on any number of ranks: the rest, and nothing else.
+    for step in range(len(ranks[0]) + 1):
+        state = sampler(0).state_at(step)
+        if state["epoch"]:
+            continue
+        one = CutBatches(RandomSampler(len(costs), seed), costs, max_size=size, max_cost=budget)
+        one.load_state_dict(state)
+        rest = [b for k in range(step, len(ranks[0])) for b in (rank[k] for rank in ranks)]
+        assert list(one)[: len(rest)] == rest
+
+
+def loader(file, *, workers=0, rank=0, world=1, **options):
+    entries = file.entries("training", ["*/*"])
+    prompts = Prompts(file, entries, PromptRules((0.5, 1.0), 0.1), 10.0)
+    spec = ModelSpec(dim=8, heads=1, layers=1, audio_tokens=8, levels=2)
+    training_set = TrainingSet(entries, Tasks(file, prompts), ["tts"], spec, 0)
+    cfg = Dataset(**options)
+    return Loader(training_set, batch_sampler(cfg, entries, 4, 10.0, rank=rank, world_size=world), workers=workers)
+
+
+def seen(batches):
+    return [[b.rows.tolist() for b in batch] for batch in batches]
+
+
+ORDERS = {
+    "duration": {},
+    "budget": {"sample_max_duration_batch": 12.0},
+    "ordered": {"sample_shuffle": False},
+    "shuffle": {"sample_order": "shuffle"},
+    "interleaved": {"sample_order": "interleaved", "sample_max_duration_batch": 12.0},
+    "speaker": {"sample_type": "speaker"},
+    "group": {"sample_type": "group"},
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_resumed_at_every_position_the_loader_gives_the_next_samples(file, order):
+    whole = loader(file, **ORDERS[order])
+    golden = seen(whole) + seen(whole)  # two epochs
+    first, count = loader(file, **ORDERS[order]), 0
+    states = [first.state_dict()]
+    for _ in range(2):
+        for _ in first:
+            count += 1
+            states.append(first.state_dict())
+    assert count == len(golden)
+    for done, state in enumerate(states):
+        again = loader(file, **ORDERS[order])
+        again.load_state_dict(state)
+        rest = seen(again)
+        assert rest == golden[done : done + len(rest)]
+        assert rest or done == len(golden)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_workers_change_nothing(file, workers):
+    golden = seen(loader(file))
+    run = loader(file, workers=workers)
+    for done, _ in enumerate(run, 1):
+        if done == 2:
+            state = run.state_dict()
+            break
+    again = loader(file, workers=workers)
+    again.load_state_dict(state)
+    assert seen(again) == golden[2:]
+
+
+@pytest.mark.parametrize("order", ["duration", "budget", "interleaved", "speaker"])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3)])
+def test_another_number_of_ranks_goes_on_with_the_same_samples(file, order, before, after):
+    ranks = [loader(file, rank=r, world=before, **ORDERS[order]) for r in range(before)]
+    whole = [seen(r) for r in ranks]
+    done = 1
+    state = None
+    for i, r in enumerate(loader(file, rank=r, world=before, **ORDERS[order]) for r in range(before)):
+        for k, _ in enumerate(r, 1):
+            if k == done:
+                break
+        assert state is None or state == r.state_dict(), i
+        state = r.state_dict()
+    rest = []
+    for r in range(after):
+        resumed = loader(file, rank=r, world=after, **ORDERS[order])
+        resumed.load_state_dict(state)
+        rest.append(seen(resumed))
+    old = [str(b) for rank in whole for b in rank[:done]]
+    new = [str(b) for rank in rest for b in rank]
+    assert not set(old) & set(new)
+    assert len({len(r) for r in rest}) == 1
+
+
+def test_similar_utterances_use_the_same_codes():
+    low, high = np.zeros((9, 2), int), np.full((9, 2), 7)
+    assert most_similar([low, high, low, high], 8, 1) == [[2], [3], [0], [1]]
+    assert most_similar([low], 8, 4) == [[]]
+
+
+def test_files_of_a_divided_preparation_become_one_dataset(tmp_path):
+    rows = list(utterances())
+    for k, part in enumerate((rows[::2], rows[1::2]), 1):
+        write_dataset(tmp_path / f"data.{k}-of-2.h5", part, {"<s>": 1, "</s>": 2, "a": 40}, CODEC)
+    assert write_index(tmp_path / "data.h5", sorted(tmp_path.glob("data.*-of-2.h5"))) == len(rows)
+    file = DatasetFile(tmp_path / "data.h5")
+    assert len(file.entries("training", ["*/*"])) == len(rows)
+    for u in rows:
+        np.testing.assert_array_equal(file.read(u.key).codes, u.codes)
+    other = CodecInfo("melvq", "y", 2, 8, 10.0)
+    write_dataset(tmp_path / "data.1-of-2.h5", rows[:1], {"a": 1}, other)
+    with pytest.raises(DatasetError, match="different codecs"):
+        write_index(tmp_path / "index.h5", sorted(tmp_path.glob("data.*-of-2.h5")))
+
+
+@pytest.mark.parametrize("text", ["3", "0/4", "5/4", "a/b", "1/"])
+def test_a_shard_that_cannot_be(text):
+    with pytest.raises(ValueError, match=r"--shard: expected k/n"):
+        parse_shard(text)
+
+
+def test_what_is_left_out_is_counted(fresh):
+    cfg = Config.from_yaml(fresh / "config.yaml", overrides=["dataset.max_utterances=5"])
+    data = DatasetOf(cfg)
+    assert len(data.splits["subtrain"]) == 30
+    assert data.left_out["above dataset.max_utterances"] == 216 - 30
+
+
+def test_speakers_take_turns(file):
+    entries = file.entries("training", ["*/*"])
+    sampler = batch_sampler(Dataset(sample_type="speaker"), entries, 3, 10.0)
+    assert isinstance(sampler._items, GroupBalancedSampler)
+    for batch in sampler:
+        assert len({entries[i].speaker for i in batch}) == len(batch)

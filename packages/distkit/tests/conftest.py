@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import faulthandler
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable
-from multiprocessing import forkserver
 from typing import Any
 
 import cloudpickle
@@ -18,8 +18,10 @@ import pytest
 def server() -> None:
     """Start the process the ranks are forked from with all that they import, once."""
     if "forkserver" in multiprocessing.get_all_start_methods():
-        multiprocessing.set_forkserver_preload(["distkit", "pytest", "torch.distributed.fsdp"])
-        forkserver.ensure_running()
+        multiprocessing.set_forkserver_preload(["distkit", "pytest", "torch._dynamo", "torch.distributed.fsdp"])
+        ready = multiprocessing.get_context("forkserver").Process(target=os.getpid)
+        ready.start()  # waits for the server, so that no test's clock does
+        ready.join()
 
 
 @pytest.fixture(autouse=True)

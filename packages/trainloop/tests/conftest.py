@@ -10,7 +10,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +119,11 @@ def server() -> None:
     """
     if "forkserver" in multiprocessing.get_all_start_methods():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        multiprocessing.set_forkserver_preload(
-            ["pytest", "trainloop.trainer", "trainloop.ddp", "trainloop.fsdp", "accelerate", "deepspeed"]
-        )
-        forkserver.ensure_running()
+        heavy = ["torch._dynamo", "torch.distributed.fsdp", "accelerate", "deepspeed"]
+        multiprocessing.set_forkserver_preload(["pytest", "trainloop.trainer", "trainloop.ddp", *heavy])
+        ready = multiprocessing.get_context("forkserver").Process(target=os.getpid)
+        ready.start()  # waits for the server, so that no test's clock does
+        ready.join()
 
 
 class _ByValue:

@@ -131,6 +131,7 @@ class Run:
     def __init__(self, folder: Path, cell: Cell, by_value) -> None:
         folder.mkdir()
         self.folder, self.cell, self._by_value = folder, cell, by_value
+        self._saved = False
 
     def start(self, *, after: float | None = None, failpoint: str | None = None) -> list[int]:
         """Run to the end, the target killed after so many seconds; the exit codes of the ranks."""
@@ -153,6 +154,12 @@ class Run:
                     p.kill()
                 pytest.fail(f"{self.cell}: a rank hangs\n{self.said()}")
         return [p.exitcode for p in processes]
+
+    def check(self) -> None:
+        """Once there was a complete checkpoint there always is one."""
+        found = trainloop.CheckpointStore(self.folder / "ckpt").newest()
+        assert found or not self._saved, "no complete checkpoint any more"
+        self._saved = self._saved or found is not None
 
     def said(self) -> str:
         return "\n".join(p.read_text()[-3000:] for p in sorted(self.folder.glob("output-*")))
@@ -194,24 +201,24 @@ def test_killed_at_random_moments_and_at_every_failpoint(tmp_path, by_value, cel
     begin = time.monotonic()
     assert set(golden.start()) == {0}, golden.said()
     whole = time.monotonic() - begin
-    landed = steps = 0
     draw = random.Random(str(cell))
-    for name, starts in (
-        ("kills", [{"after": draw.uniform(0.02, 0.5) * whole} for _ in range(KILLS)]),
-        ("failpoints", [{"failpoint": p} for p in FAILPOINTS if p != "mid_async_save" or cell.asynchronous]),
-    ):
-        victim = Run(tmp_path / name, cell, by_value)
-        store = trainloop.CheckpointStore(victim.folder / "ckpt")
-        saved = False
-        for start in starts:
-            codes = victim.start(**start)
-            landed += -signal.SIGKILL in codes
-            found = store.newest() is not None
-            assert found or not saved, f"no complete checkpoint any more after {start}"
-            saved = saved or found
+    steps = kills = 0
+    while kills < KILLS:
+        victim = Run(tmp_path / f"kills-{kills}", cell, by_value)
+        while kills < KILLS and -signal.SIGKILL in (codes := victim.start(after=draw.uniform(0.02, 0.6) * whole)):
+            kills += 1
+            victim.check()
+        assert set(codes) <= {0, 1, -signal.SIGKILL}, victim.said()
         assert set(victim.start()) == {0}, victim.said()
         steps += victim.prove(golden)
-    line = f"{cell}: {landed} kills landed, {steps} recorded steps equal the golden run's"
+    victim = Run(tmp_path / "failpoints", cell, by_value)
+    points = [p for p in FAILPOINTS if p != "mid_async_save" or cell.asynchronous]
+    for point in points:
+        assert -signal.SIGKILL in victim.start(failpoint=point), victim.said()
+        victim.check()
+    assert set(victim.start()) == {0}, victim.said()
+    steps += victim.prove(golden)
+    line = f"{cell}: {kills} random kills, {len(points)} failpoints; {steps} recorded steps equal the golden run's"
     print(line)
     if "TRAINLOOP_SOAK_LOG" in os.environ:
         with open(os.environ["TRAINLOOP_SOAK_LOG"], "a") as f:

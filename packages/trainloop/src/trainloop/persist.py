@@ -35,6 +35,7 @@ class Resume:
         init_from: a checkpoint folder, or a store's folder (its newest), to start from when the run's own
             store is empty.
         module_only: of `init_from` take the modules' weights alone.
+        states: False: of `init_from` take weights, step count and data position, and start the optimizers anew.
         restart_step_count: of `init_from` take weights and optimizers, and count steps and time from 0.
         strict_world: False: accept a checkpoint of another number of ranks. Weights and optimizers are
             loaded, the random state is this process's own, and the loader starts a new epoch.
@@ -43,6 +44,7 @@ class Resume:
     enabled: bool = True
     init_from: Path | str | None = None
     module_only: bool = False
+    states: bool = True
     restart_step_count: bool = False
     strict_world: bool = True
 
@@ -112,7 +114,7 @@ class RunState:
         for engine in self._engines:
             module = store.read_module(found, engine.name)
             try:
-                if module_only:
+                if module_only or not (resume.states or own):
                     engine.load_module_state(module)
                 else:
                     engine.load_state_dict({"module": module, **store.read(found, f"{engine.name}.optim")})

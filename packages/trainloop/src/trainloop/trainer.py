@@ -174,6 +174,15 @@ class Trainer:
         """Seconds since this process started to train."""
         return self.elapsed - self._first_elapsed
 
+    @property
+    def progressed(self) -> Progressed:
+        """How far all ranks together have come, as of their last agreement."""
+        return self._agreement.now
+
+    @property
+    def world_size(self) -> int:
+        return self._comm.world_size
+
     def log(self, metrics: Mapping[str, Any], kind: str = "log") -> None:
         """Write a line of metrics for the current step to every sink."""
         for sink in self._sinks:

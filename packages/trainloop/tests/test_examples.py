@@ -1,0 +1,31 @@
+"""Every example runs and prints what it is there to show."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PRINTS = {
+    "gan.py": ["steps: {'d': 1000, 'g': 500}", "the generator's mean is near 3: True"],
+    "teacher_student.py": ["teachers above 0.95: True", "student without a label above 0.9: True"],
+    "two_backends.py": ["steps: {'slow': 7, 'fast': 20}", "equal to the bit: True"],
+    "by_hand.py": ["steps: 80, weight: 2.92"],
+    "quickstart.py": ["equal to the bit: True"],
+}
+FOLDER = Path(__file__).parents[1] / "examples"
+
+
+def test_none_is_left_out():
+    assert {p.name for p in FOLDER.glob("*.py")} == set(PRINTS)
+
+
+@pytest.mark.parametrize("name", sorted(PRINTS))
+def test_example(name):
+    if name == "two_backends.py":
+        pytest.importorskip("deepspeed", reason="installs on Linux alone")
+    run = subprocess.run([sys.executable, str(FOLDER / name)], capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-len(PRINTS[name]) :] == PRINTS[name]

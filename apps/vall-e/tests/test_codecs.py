@@ -63,7 +63,9 @@ def test_vocos_decodes_the_codes_of_encodec(folder, monkeypatch):
     from vocos import Vocos as Model
 
     build = EncodecModel.encodec_model_24khz
-    monkeypatch.setattr(EncodecModel, "encodec_model_24khz", staticmethod(lambda pretrained=True: build(pretrained=False)))
+    monkeypatch.setattr(
+        EncodecModel, "encodec_model_24khz", staticmethod(lambda pretrained=True: build(pretrained=False))
+    )
     (folder / "config.yaml").write_text(VOCOS_CONFIG)
     torch.save(Model.from_hparams(str(folder / "config.yaml")).state_dict(), folder / "pytorch_model.bin")
     codec = Vocos.load(folder)

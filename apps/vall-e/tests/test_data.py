@@ -28,7 +28,13 @@ def utterances(speakers=3, each=6, seed=0):
         for i in range(each):
             frames = int(rng.integers(5, 40))
             yield Utterance(
-                f"training/g/s{s}/u{i}", rng.integers(0, 8, (frames, 2)), np.array([1, 40, 2]), "a", "a", "en", frames / 10
+                f"training/g/s{s}/u{i}",
+                rng.integers(0, 8, (frames, 2)),
+                np.array([1, 40, 2]),
+                "a",
+                "a",
+                "en",
+                frames / 10,
             )
 
 
@@ -161,12 +167,12 @@ def test_resumed_at_every_position_the_loader_gives_the_next_samples(file, order
             count += 1
             states.append(first.state_dict())
     assert count == len(golden)
-    for done, state in enumerate(states):
+    for done, state in enumerate(states[:-1]):  # the last one is at the start of a third epoch
         again = loader(file, **ORDERS[order])
         again.load_state_dict(state)
         rest = seen(again)
+        assert rest
         assert rest == golden[done : done + len(rest)]
-        assert rest or done == len(golden)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+
 def test_a_run_leaves_all_that_it_promises(prepared):
     summary = (prepared / "summary.txt").read_text()
     assert "held-out sentences are nearest" in summary

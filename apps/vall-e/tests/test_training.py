@@ -16,7 +16,12 @@ warnings.filterwarnings("ignore", message=".*bitsandbytes.*")
 
 def train(folder, until, *overrides) -> tuple[Training, dict]:
     """Train in this process; the parameters at the end."""
-    settings = [f"trainer.iterations={until}", "evaluation.size=0", "evaluation.loss_size=4", "trainer.save_frequency=3"]
+    settings = [
+        f"trainer.iterations={until}",
+        "evaluation.size=0",
+        "evaluation.loss_size=4",
+        "trainer.save_frequency=3",
+    ]
     cfg = Config.from_yaml(folder / "config.yaml", overrides=[*settings, *overrides])
     training = Training(cfg, commands=False)
     training.run()
@@ -44,8 +49,8 @@ FLAGS = {
     "apollo": ["hyperparameters.optimizer=apollo"],
     "apollo-mini": ["hyperparameters.optimizer=apollo-mini"],
     "muon": ["hyperparameters.optimizer=muon"],
-    "lora": ["loras=[{name: mine, rank: 2}]"],
-    "lora-embeddings": ["loras=[{name: mine, rank: 2, embeddings: true}]"],
+    "lora": ["loras=[{name: NAME, rank: 2}]"],
+    "lora-embeddings": ["loras=[{name: NAME, rank: 2, embeddings: true}]"],
     "frozen": ["models.0.frozen_params=['*_emb.*']"],
     "offloading": ["optimizations.model_offloading={devices: [cpu]}"],
     "compile": ["optimizations.compile=eager"],
@@ -87,7 +92,9 @@ def test_an_adapter_speaks_on_its_base_and_can_be_merged(fresh, tmp_path):
 
 def test_an_adapter_of_another_model_is_refused(fresh):
     small, _ = train(fresh, 3, "loras=[{name: mine, rank: 2}]")
-    big, _ = train(fresh, 3, "models.0.size={dim: 64, heads: 2, layers: 2, ffn: 2, text_tokens: 1}", "models.0.name=big")
+    big, _ = train(
+        fresh, 3, "models.0.size={dim: 64, heads: 2, layers: 2, ffn: 2, text_tokens: 1}", "models.0.name=big"
+    )
     with pytest.raises(ValueError, match="does not fit this VallE"):
         load_weights(big.weights_path, lora=small.weights_path)
 

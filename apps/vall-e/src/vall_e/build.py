@@ -76,7 +76,7 @@ def build_model(cfg: Config, spec: ModelSpec) -> VallE:
     if cfg.lora is not None:
         _adapt(cfg, model)
     if cfg.trainer.gradient_checkpointing or chosen.unsloth:
-        wrapkit.Checkpoint(BLOCKS, offload=chosen.unsloth, skip_last=chosen.unsloth).apply(model)
+        wrapkit.Checkpoint(BLOCKS, offload=chosen.unsloth, skip_last=chosen.unsloth and spec.layers > 1).apply(model)
     if chosen.model_offloading:
         try:
             wrapkit.Offload(**chosen.model_offloading).apply(model)

@@ -244,7 +244,7 @@ def in_turn(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str
     missing: dict[str, str] = {}
     for number in range(rounds):
         for name in random.sample(list(contenders), len(contenders)):
-            if name in missing or any(taken > SLOW for taken in seconds[name].values()):
+            if name in missing or (name != LIMIT and max(seconds[name].values(), default=0) > SLOW):
                 continue
             try:
                 seconds[name][number] = contenders[name]()
@@ -418,7 +418,7 @@ def main() -> None:
         "tables": {},
     }
     states = {
-        "transformer": transformer(2, 128) if options.quick else transformer(12, 1024),
+        "transformer": transformer(2, 128) if options.quick else transformer(12, 512),
         "many small": small_tensors(1000 if options.quick else 20_000),
     }
     with tempfile.TemporaryDirectory(dir=parent) as folder:

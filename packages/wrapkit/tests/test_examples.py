@@ -37,7 +37,8 @@ def test_readme():
 
 
 def loaded_by(code):
-    watched = "{'torch', 'bitsandbytes', 'torchao', 'prodigyopt', 'schedulefree', 'dadaptation'}"
+    watched = {"torch", "safetensors", "bitsandbytes", "torchao", "transformer_engine"}
+    watched |= {"prodigyopt", "schedulefree", "dadaptation"}
     code += f"\nimport sys; print(*sorted({watched} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.split()

@@ -168,7 +168,7 @@ def test_activations_that_cannot_be_told():
             return super().forward(x) if x.sum().item() > 0 else x
 
     plan = wrapkit.plan(Picky(4, 4), sample=torch.ones(2, 4))
-    assert plan.notes[0].startswith("activations are not predicted: forward without numbers raised RuntimeError")
+    assert plan.notes[0].startswith("activations are not predicted: forward without numbers raised ")
     assert plan.notes[0] in plan.report()
 
 

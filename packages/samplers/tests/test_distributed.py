@@ -176,3 +176,16 @@ def test_more_ranks_than_batches():
 def test_bad_arguments(make, arguments, words):
     with pytest.raises(ValueError, match=words):
         make(**arguments)
+
+
+@pytest.mark.parametrize("build", [samplers.OrderedSampler, samplers.RandomSampler])
+def test_a_rest_that_fills_no_round_is_not_an_empty_epoch(build):
+    """Saved one item before the end on one rank, resumed on four that drop what is left."""
+    state = build(9).state_at(8)
+    for rank in range(4):
+        sampler = build(9, rank=rank, world_size=4, tail="drop")
+        sampler.load_state_dict(state)
+        fresh = build(9, rank=rank, world_size=4, tail="drop")
+        fresh.set_epoch(1)
+        assert list(sampler) == list(fresh) != []
+        assert sampler.epoch == 1

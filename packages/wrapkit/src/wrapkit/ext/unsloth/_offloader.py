@@ -8,6 +8,7 @@ without gradient are torch's to get right.
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 from wrapkit._bytes import storage_key
 from wrapkit._saved import observe
 
+IN_FLIGHT = 2  # copies to the host that may be under way: one of the block before, one of this block
 SMALL = 1 << 16  # bytes below which a tensor is not worth a copy, such as a mask's or a scalar's
 
 
@@ -38,6 +40,7 @@ class Offloader:
         self._small = small
         self._streams: dict[torch.device, Any] = {}
         self._last: weakref.ref[_Held] | None = None
+        self._leaving: deque[tuple[Tensor, Any]] = deque()
 
     def pack(self, tensor: Tensor) -> Tensor | _Held:
         """What to keep for the backward pass instead of the tensor."""
@@ -48,10 +51,22 @@ class Offloader:
             return tensor
         held = _Held(tensor, self._stream(tensor.device), self._last)
         self._last = weakref.ref(held)
+        self._leaving.append((tensor.detach(), held.copied))
+        self._let_go(IN_FLIGHT)
         return held
 
     def unpack(self, packed: Tensor | _Held) -> Tensor:
+        self._let_go(0)
         return packed.fetch() if isinstance(packed, _Held) else packed
+
+    def _let_go(self, most: int) -> None:
+        """Drop the tensors whose copies are done, waiting until no more than so many are under way.
+
+        Python runs far ahead of the device: without the wait it would enter all blocks before the first copy is done,
+        and the memory of every input would be taken at once.
+        """
+        while self._leaving and (len(self._leaving) > most or self._leaving[0][1].query()):
+            self._leaving.popleft()[1].synchronize()
 
     def _stream(self, device: torch.device) -> Any:
         if device not in self._streams:
@@ -60,7 +75,7 @@ class Offloader:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles take the settings: streams, and what is held, belong to this process's passes."""
-        return {"_kept": set(), "_small": self._small, "_streams": {}, "_last": None}
+        return {"_kept": set(), "_small": self._small, "_streams": {}, "_last": None, "_leaving": deque()}
 
 
 class _Held:
@@ -74,13 +89,21 @@ class _Held:
         stream.wait_stream(module.current_stream(tensor.device))  # the tensor is computed
         with module.stream(stream):
             self._host.copy_(tensor.detach(), non_blocking=True)
-        tensor.record_stream(stream)  # its memory is not given away before the copy is done
+        self.copied = stream.record_event()
 
     def prefetch(self) -> None:
-        """Start the copy back; the stream keeps it behind the copy there."""
+        """Start the copy back; the stream keeps it behind the copy there.
+
+        The tensor is of the computing stream, so that its memory is used again as soon as that stream is done with
+        it; it may have been used before, which is what the copy waits for.
+        """
         if self._back is None:
-            with torch.get_device_module(self._device).stream(self._stream):
-                self._back = self._host.to(self._device, non_blocking=True), self._stream.record_event()
+            module = torch.get_device_module(self._device)
+            tensor = torch.empty_like(self._host, device=self._device)
+            self._stream.wait_stream(module.current_stream(self._device))
+            with module.stream(self._stream):
+                tensor.copy_(self._host, non_blocking=True)
+            self._back = tensor, self._stream.record_event()
 
     def fetch(self) -> Tensor:
         self.prefetch()
@@ -88,7 +111,6 @@ class _Held:
         (tensor, arrived), self._back = self._back, None
         current = torch.get_device_module(self._device).current_stream(self._device)
         current.wait_event(arrived)
-        tensor.record_stream(current)
         before = self._previous() if self._previous is not None else None
         if before is not None:
             before.prefetch()  # the block before this one is the next to be asked for

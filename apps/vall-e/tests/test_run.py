@@ -1,14 +1,10 @@
 """The commands as a user runs them: real processes, real files, a very small model."""
 
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-
-import pytest
 
 
 def test_a_run_leaves_all_that_it_promises(prepared):

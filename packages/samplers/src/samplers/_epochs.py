@@ -36,7 +36,7 @@ class Layout(Protocol[T_co]):
         """What this rank yields at steps lo to hi - 1."""
 
 
-class SamplerIterator(itertools.chain, Generic[T]):
+class SamplerIterator(itertools.chain[T]):
     """One pass over the rest of an epoch, with `state_dict()` and `load_state_dict()`.
 
     A chain of lists: `next()` then runs in C, at a third of the cost of a Python `__next__`, and the number

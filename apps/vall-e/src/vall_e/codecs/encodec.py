@@ -1,4 +1,4 @@
-"""EnCodec at 24 kHz (Défossez et al., 2022, arXiv 2210.13438): 8 codebooks of 1024 at 75 Hz; decoded by itself or by Vocos.
+"""EnCodec at 24 kHz (Défossez et al., 2022, arXiv 2210.13438), 8 codebooks of 1024 at 75 Hz, and Vocos to decode it.
 
 Its published weights are for non-commercial use (CC BY-NC 4.0).
 """

@@ -110,7 +110,7 @@ def make_trainer(tmp_path: Path, make_engine) -> Callable[..., trainloop.Trainer
     return make
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def server() -> None:
     """Start the process the ranks are forked from with all that they import, once.
 
@@ -137,6 +137,7 @@ class _ByValue:
 
 
 def _rank_main(fn: Callable[[int], Any], environ: dict[str, str], rank: int, world: int, port: int, send) -> None:
+    multiprocessing.set_start_method(None, force=True)  # what `fn` starts is started as it would be anywhere
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(45)
     os.environ.clear()
@@ -156,7 +157,7 @@ def _rank_main(fn: Callable[[int], Any], environ: dict[str, str], rank: int, wor
 
 
 @pytest.fixture
-def ranks() -> Callable[..., list[Any]]:
+def ranks(server) -> Callable[..., list[Any]]:
     """`ranks(fn, n)` runs `fn(rank)` on n gloo ranks; what each returned, in order. `fn` may be a closure."""
 
     def run(fn: Callable[[int], Any], n: int = 2, timeout: float = 60.0) -> list[Any]:

@@ -62,6 +62,7 @@ def cells():
 
 def train(folder: str, cell: Cell, rank: int, port: int, failpoint: str | None) -> None:
     """What a rank does. Everything it replays after a kill has to have the golden run's bits."""
+    multiprocessing.set_start_method(None, force=True)  # the loader's workers start as they would anywhere
     torch.set_num_threads(1)
     out = os.open(f"{folder}/output-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
@@ -187,7 +188,7 @@ class Run:
 
 
 @pytest.fixture
-def by_value():
+def by_value(server):
     import cloudpickle
 
     conftest = next(m for n, m in sys.modules.items() if n.endswith("conftest") and hasattr(m, "_ByValue"))

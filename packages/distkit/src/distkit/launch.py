@@ -147,6 +147,7 @@ def _rank_main(work: bytes, environment: dict[str, str], timeout: float, send: C
 
     os.environ.clear()
     os.environ.update(environment)
+    multiprocessing.set_start_method(None, force=True)  # a loader's workers start as they would anywhere
     torch.set_num_threads(1)
     try:
         fn, args = pickle.loads(work)

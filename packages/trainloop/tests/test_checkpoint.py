@@ -143,3 +143,13 @@ def test_async_saving_equals_saving_at_once(make_trainer, tmp_path):
     for step in (4, 8, 12):
         x, y = a.read_module(a.open(step), "net"), b.read_module(b.open(step), "net")
         assert all(torch.equal(x[k], y[k]) for k in x)
+
+
+def test_starting_from_another_run_without_its_optimizers(make_trainer, tmp_path):
+    make_trainer(until=5).run()
+    resume = trainloop.Resume(init_from=tmp_path / "ckpt", states=False)
+    seen = []
+    hooks = trainloop.Hooks()
+    hooks.on(trainloop.hooks.AfterLoad, lambda e: seen.append((e.step, len(e.trainer.engines.only.optimizer.state))))
+    make_trainer(until=6, checkpoints=CheckpointStore(tmp_path / "new"), resume=resume, hooks=hooks).run()
+    assert seen == [(5, 0)]

@@ -22,7 +22,7 @@ def literal(weight, gradients, *, rank, scaling, scale=1.0, period=200, limit=1.
     m, n = weight.shape
     w, first, second, last = weight.clone(), torch.zeros(rank, n), torch.zeros(rank, n), 0.0
     for t, g in enumerate(gradients, 1):
-        r = projection(seed, m, rank, (t - 1) // period, torch.device("cpu")) @ g
+        r = projection(seed, 0, m, rank, (t - 1) // period, torch.device("cpu")) @ g
         first = 0.9 * first + 0.1 * r
         second = 0.999 * second + 0.001 * r * r
         direction = (first / (1 - 0.9**t)) / ((second / (1 - 0.999**t)).sqrt() + eps)
@@ -54,12 +54,12 @@ def test_it_is_the_algorithm_of_the_paper(shape, scaling, rank, scale):
 
 
 def test_the_projection_changes_with_the_period_and_keeps_lengths():
-    drawn = [projection(0, 512, 64, period, torch.device("cpu")) for period in (0, 0, 1)]
+    drawn = [projection(0, 0, 512, 64, period, torch.device("cpu")) for period in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
     x = torch.randn(512)
     assert 0.7 < (drawn[0] @ x).norm() / x.norm() < 1.3
-    assert not torch.equal(projection(1, 512, 64, 0, torch.device("cpu")), drawn[0])
+    assert not torch.equal(projection(1, 0, 512, 64, 0, torch.device("cpu")), drawn[0])
 
 
 def held(state):

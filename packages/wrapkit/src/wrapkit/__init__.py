@@ -38,7 +38,11 @@ _CONTENTS = {
     "resize": "wrapkit._resize",
 }
 
+_MODULES = ("lora", "optim")
+
 if TYPE_CHECKING:
+    from wrapkit import lora as lora
+    from wrapkit import optim as optim
     from wrapkit._changes import Freeze as Freeze
     from wrapkit._changes import Replace as Replace
     from wrapkit._checkpoint import Checkpoint as Checkpoint
@@ -62,12 +66,14 @@ if TYPE_CHECKING:
     from wrapkit.optim import Rule as Rule
     from wrapkit.optim import optimizer as optimizer
 
-__all__ = sorted(_CONTENTS)
+__all__ = sorted([*_CONTENTS, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version("wrapkit")
+    if name in _MODULES:
+        return import_module(f"wrapkit.{name}")
     if name not in _CONTENTS:
         raise AttributeError(f"module 'wrapkit' has no attribute {name!r}")
     value = getattr(import_module(_CONTENTS[name]), name)
@@ -76,4 +82,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_CONTENTS])
+    return sorted([*globals(), *_CONTENTS, *_MODULES])

@@ -29,7 +29,7 @@ class Apollo(Optimizer):
     A matrix counts as m, n with m <= n; convolutions are flattened to (out, rest). Its state is `exp_avg` and
     `exp_avg_sq` (r, n), the number of its `step`, and the last update's `norm`: 2nr + 2 numbers, float32 whatever
     the weight's type, because an average over a thousand steps does not move in bfloat16. The projection is drawn
-    from a seed that follows from the step, so it is not stored; matrices of one m share it.
+    from a seed that follows from the step, so it is not stored; with scaling "channel", matrices of one m share it.
 
     Args:
         params: parameters of two or more dimensions, or groups of them.
@@ -95,21 +95,31 @@ class Apollo(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         projections: dict[tuple[Any, ...], Tensor] = {}
+        before = 0  # parameters in earlier groups
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                self._update(parameters, group, projections)
+            members = [(before + i, p) for i, p in enumerate(group["params"]) if p.grad is not None]
+            before += len(group["params"])
+            if members:
+                self._update(*map(list, zip(*members, strict=True)), group, projections)
         return loss
 
-    def _update(self, parameters: list[Tensor], group: dict[str, Any], drawn: dict[tuple[Any, ...], Tensor]) -> None:
+    def _update(
+        self,
+        numbers: list[int],
+        parameters: list[Tensor],
+        group: dict[str, Any],
+        drawn: dict[tuple[Any, ...], Tensor],
+    ) -> None:
         gradients = [_wide(p.grad).float() for p in parameters]  # m, n
         states = [self._state(p, group, g) for p, g in zip(parameters, gradients, strict=True)]
         steps: list[float] = []
         reduced: list[Tensor] = []  # r, n
-        for state, gradient in zip(states, gradients, strict=True):
+        for number, state, gradient in zip(numbers, states, gradients, strict=True):
             steps.append(state["step"].add_(1).item())
             period = (int(steps[-1]) - 1) // group["period"]
-            key = (group["seed"], gradient.size(0), state["exp_avg"].size(0), period, gradient.device)
+            # One scale for a whole matrix is a noisy guess; with a projection in common all of them would err together.
+            stream = number if group["scaling"] == "tensor" else 0
+            key = (group["seed"], stream, gradient.size(0), state["exp_avg"].size(0), period, gradient.device)
             if key not in drawn:
                 drawn[key] = projection(*key)
             reduced.append(drawn[key] @ gradient)
@@ -160,9 +170,9 @@ class Apollo(Optimizer):
                 self.state[parameter][key] = value.to(device, torch.float32, copy=True)
 
 
-def projection(seed: int, m: int, rank: int, period: int, device: torch.device) -> Tensor:
+def projection(seed: int, stream: int, m: int, rank: int, period: int, device: torch.device) -> Tensor:
     """The r, m matrix of one period, entries N(0, 1/r). The same arguments give the same matrix."""
-    digest = hashlib.blake2b(repr((seed, m, rank, period)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(repr((seed, stream, m, rank, period)).encode(), digest_size=8).digest()
     generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
     return torch.randn(rank, m, generator=generator, device=device).div_(math.sqrt(rank))
 

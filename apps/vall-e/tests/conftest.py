@@ -22,18 +22,17 @@ trainer: {iterations: 12, save_frequency: 2}
 """
 
 
-def command(name, *arguments, cwd, **options):
+def command(name, *arguments, cwd, stdin=subprocess.DEVNULL, **environment):
     """Start a command of the application in a process of its own."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **environment}
     return subprocess.Popen(
         [sys.executable, "-m", f"vall_e.cli.{name}", *arguments],
         cwd=cwd,
         env=env,
         text=True,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        **options,
     )
 
 
@@ -46,8 +45,8 @@ def start():
 def run():
     """Run a command to its end: (exit code, stdout, stderr)."""
 
-    def run(name, *arguments, cwd):
-        process = command(name, *arguments, cwd=cwd)
+    def run(name, *arguments, cwd, **environment):
+        process = command(name, *arguments, cwd=cwd, **environment)
         out, err = process.communicate(timeout=400)
         return process.returncode, out, err
 

@@ -58,6 +58,39 @@ def test_killed_it_goes_on_from_its_last_save_and_completes(fresh, run, start):
     assert "60 steps" in out
 
 
+def test_killed_five_times_in_the_middle_of_a_save_it_completes(fresh, run):
+    wanted = ["--yaml", "config.yaml", "trainer.iterations=20", "evaluation.size=0"]
+    for point in ("after_tmp_write", "before_manifest:2", "before_rename", "mid_prune:3", "before_rename:2"):
+        code, _, err = run("train", *wanted, cwd=fresh, TRAINLOOP_FAILPOINT=point)
+        assert code == -signal.SIGKILL, (point, err)
+    code, out, err = run("train", *wanted, cwd=fresh)
+    assert code == 0, err
+    assert "20 steps" in out
+
+
+def test_commands_typed_while_it_trains_act(fresh, start):
+    overrides = ["trainer.iterations=100000", "evaluation.size=0", "trainer.save_frequency=100000"]
+    process = start("train", "--yaml", "config.yaml", *overrides, cwd=fresh, stdin=subprocess.PIPE)
+    _wait_for(lambda: list(fresh.glob("logs/*/metrics.jsonl")), process)
+    process.stdin.write("lr 1e-4\nfoo\nsave\nexport\neval@40\n")
+    process.stdin.flush()
+    _wait_for(lambda: list(fresh.glob("ckpt/ar+nar/*/manifest.json")), process)
+    _wait_for(lambda: (fresh / "ckpt/ar+nar/fp32.sft").exists(), process)
+    rows = next(iter(fresh.glob("logs/*/metrics.jsonl")))
+    _wait_for(lambda: any(r["kind"] == "eval" and r["step"] == 40 for r in _rows(rows)), process)
+    process.stdin.write("quit\n")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "foo" in err
+    assert [r for r in _rows(rows) if r["kind"] == "step"][-1]["ar+nar.lr"] == 1e-4
+
+
+def _rows(path):
+    from trainloop import read_metrics
+
+    return list(read_metrics(path))
+
+
 def test_sigterm_saves_and_says_how_to_go_on(fresh, start):
     process = start("train", "--yaml", "config.yaml", "trainer.iterations=100000", cwd=fresh)
     _wait_for(lambda: list(fresh.glob("ckpt/ar+nar/*/manifest.json")), process)

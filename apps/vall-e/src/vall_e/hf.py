@@ -71,8 +71,10 @@ def llama_inputs(model: VallE, sample: Sample) -> tuple[torch.Tensor, torch.Tens
     """The ids and position ids [1, T] of a sample at level 0, for the exported language model."""
     batch: Batch = lay_out([Request(sample, "ar", stop=False)], model.spec)
     audio = Tables(model.spec).audio
+    # At level 0 a frame is one row: of the prompts' first table, or of the responses', which lie behind all prompts'.
+    behind = (model.spec.levels - 1) * model.spec.audio_tokens
+    rows = torch.where(batch.codes >= model.spec.levels * model.spec.audio_tokens, batch.codes - behind, batch.codes)
     ids = batch.rows.clone()
-    codes = torch.cat([batch.prompt_codes[:, 0], batch.response_codes[:, 0] + model.spec.audio_tokens])
     is_code = ids >= audio
-    ids[is_code] = audio + codes[ids[is_code] - audio]
+    ids[is_code] = audio + rows[ids[is_code] - audio]
     return ids, batch.positions

@@ -88,7 +88,7 @@ class VallE(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         """The input embeddings [B, T, D] of a batch."""
-        return F.embedding(batch.rows, torch.cat([self.static_table(), self._prompt(batch), self._response(batch)]))
+        return F.embedding(batch.rows, torch.cat([self.static_table(), self._frames(batch)]))
 
     def static_table(self) -> Tensor:
         """The rows [R, D] that are the same in each batch, in the order of `Tables`."""
@@ -104,32 +104,12 @@ class VallE(nn.Module):
         ]
         return torch.cat(table)
 
-    def _prompt(self, batch: Batch) -> Tensor:
-        """Rows [Np, D]: the sum of the levels below each limit, or the level just below it."""
-        sums = self.spec.sums("prom")
-        limit = batch.prompt_limit
-        parts = [(limit > level) if sums else (limit - 1 == level) for level in range(self.spec.levels)]
-        return self._looked_up(batch.prompt_codes, list(zip(self.proms_emb.embeddings, parts, strict=True)))
-
-    def _response(self, batch: Batch) -> Tensor:
-        """Rows [Nr, D]: AR and NAR-len look level 0 up in tables of their own, NAR in those behind the first."""
-        tables, limit = self.resps_emb.embeddings, batch.response_limit
-        sums = self.spec.sums("resp")
-        levels = [(limit > level) if sums else (limit - 1 == level) for level in range(self.spec.levels - 1)]
-        nar = list(zip(list(tables)[1:-1], levels, strict=True))
-        rows = self._looked_up(batch.response_codes, nar)
-        for table, chosen in ((tables[0], limit == 0), (tables[-1], limit == -1)):
-            rows = rows + self._looked_up(batch.response_codes, [(table, chosen)])
-        return rows
-
-    def _looked_up(self, codes: Tensor, tables: list[tuple[nn.Embedding, Tensor]]) -> Tensor:
-        """The sum over (table i, chosen i) of table i's rows for level i's codes, where chosen: [N, D]."""
-        rows = self.sep.new_zeros(codes.shape[0], self.spec.dim)
-        for level, (table, chosen) in enumerate(tables):
-            index = chosen.nonzero().flatten()
-            if len(index):
-                rows = rows.index_add(0, index, table(codes[index, level]))
-        return rows
+    def _frames(self, batch: Batch) -> Tensor:
+        """The rows [F, D] of all frames of prompts and responses: each the sum of what its levels look up."""
+        if not len(batch.frames):
+            return self.sep.new_zeros(0, self.spec.dim)
+        table = torch.cat([e.weight for e in (*self.proms_emb.embeddings, *self.resps_emb.embeddings)])
+        return F.embedding_bag(batch.codes, table, batch.frames, mode="sum")
 
     def hidden(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
         """The trunk's states [B, T, D]."""

@@ -96,8 +96,8 @@ class Batch:
         positions: [B, T].
         valid: [B, T] booleans, False at padding; None when nothing is padded or padding cannot be seen.
         causal: the attention's direction.
-        prompt_codes, prompt_limit: [Np, Q] and [Np]: levels below the limit are summed.
-        response_codes, response_limit: [Nr, Q] and [Nr]; limit 0 marks AR, -1 NAR-len.
+        codes: [K], rows of the model's table of codes (see `CodeTable`), frame after frame.
+        frames: [F], where each frame of prompts, then of responses, begins in `codes`: its rows are summed.
         output: [M], flat indices into B * T of the states that predict.
         head: [M], the classifier of each.
         target: [M], what each should predict; -1 where nothing is known.
@@ -108,10 +108,8 @@ class Batch:
     positions: Tensor
     valid: Tensor | None
     causal: bool
-    prompt_codes: Tensor
-    prompt_limit: Tensor
-    response_codes: Tensor
-    response_limit: Tensor
+    codes: Tensor
+    frames: Tensor
     output: Tensor
     head: Tensor
     target: Tensor
@@ -137,6 +135,34 @@ class Tables:
         self.audio = self.lengths + LENGTH_DIGITS
 
 
+class CodeTable:
+    """Where each table of codes starts in the model's concatenated one: prompts by level, responses by table."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        codes, levels = spec.audio_tokens, spec.levels
+        self.prompt = np.arange(levels) * codes
+        first = levels * codes
+        self.ar = first
+        self.nar = first + codes + 1 + np.arange(levels - 1) * codes
+        self.masked = first + codes + 1 + (levels - 1) * codes
+
+    def prompt_rows(self, codes: np.ndarray, level: int) -> np.ndarray:
+        """Rows [T, n] of prompt codes [T, Q] when `level` is predicted: the levels below it, at least the first."""
+        limit = max(1, level)
+        chosen = slice(0, limit) if self.spec.sums("prom") else slice(limit - 1, limit)
+        return codes[:, chosen] + self.prompt[chosen]
+
+    def response_rows(self, codes: np.ndarray, request: Request) -> np.ndarray:
+        """Rows [T, n] of response codes [T, Q]: AR and NAR-len have tables of their own, NAR those of the levels."""
+        if request.kind == "nar-len":
+            return codes[:, :1] + self.masked
+        if request.level == 0:
+            return codes[:, :1] + self.ar
+        chosen = slice(0, request.level) if self.spec.sums("resp") else slice(request.level - 1, request.level)
+        return codes[:, chosen] + self.nar[chosen]
+
+
 def head_of(request: Request, spec: ModelSpec) -> int:
     """The classifier's number: the level, then NAR-len, speech-to-text and length."""
     q = spec.levels
@@ -159,9 +185,10 @@ def lay_out(requests: Sequence[Request], spec: ModelSpec, *, pad_left: bool = Fa
     Raises:
         ValueError: a code or phoneme outside its table, named with its sample.
     """
-    tables = Tables(spec)
+    tables, code_table = Tables(spec), CodeTable(spec)
     sequences, positions, outputs, targets, heads = [], [], [], [], []
-    prompt_codes, prompt_limits, response_codes, response_limits = [], [], [], []
+    prompt_rows: list[np.ndarray] = []
+    response_rows: list[np.ndarray] = []
     n_prompt = n_response = 0
     prompted = [r.sample for r in requests if r.kind != "stt"]
     total_prompt = sum(len(p) for s in prompted for p in s.prompt_parts() if not isinstance(p, str))
@@ -178,14 +205,12 @@ def lay_out(requests: Sequence[Request], spec: ModelSpec, *, pad_left: bool = Fa
             codes = _codes(part, spec, at)
             prompt.append(tables.audio + n_prompt + np.arange(len(codes)))
             n_prompt += len(codes)
-            prompt_codes.append(codes)
-            prompt_limits.append(np.full(len(codes), max(1, request.level)))
-        response, target, codes, limit = _response(request, spec, tables, at)
+            prompt_rows.append(code_table.prompt_rows(codes, request.level))
+        response, target, codes = _response(request, spec, tables, at)
         if codes is not None:
             response = tables.audio + total_prompt + n_response + np.arange(len(codes))
             n_response += len(codes)
-            response_codes.append(codes)
-            response_limits.append(np.full(len(codes), limit))
+            response_rows.append(code_table.response_rows(codes, request))
         if request.kind == "stt":
             segments = [response, language, quantiser, phones]
             target = sample.phone_ids() if request.stop else target
@@ -224,7 +249,8 @@ def lay_out(requests: Sequence[Request], spec: ModelSpec, *, pad_left: bool = Fa
         valid[i, start : start + length] = True
     causal = requests[0].causal or not spec.noncausal_masks
     hidden = (lengths != width).any() and (pad_left or not causal)
-    empty = np.zeros((0, spec.levels), np.int64)
+    summed = [*prompt_rows, *response_rows]
+    widths = np.concatenate([np.full(len(r), r.shape[1]) for r in summed] or [np.zeros(0, np.int64)])
 
     def joined(arrays: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(arrays) if arrays else np.zeros(0, np.int64))
@@ -234,10 +260,8 @@ def lay_out(requests: Sequence[Request], spec: ModelSpec, *, pad_left: bool = Fa
         positions=torch.from_numpy(place),
         valid=torch.from_numpy(valid) if hidden else None,
         causal=causal,
-        prompt_codes=joined(prompt_codes or [empty]),
-        prompt_limit=joined(prompt_limits),
-        response_codes=joined(response_codes or [empty]),
-        response_limit=joined(response_limits),
+        codes=joined([r.reshape(-1) for r in summed]),
+        frames=torch.from_numpy(np.cumsum(widths) - widths),
         output=joined([i * width + starts[i] + o for i, o in enumerate(outputs)]),
         head=joined(heads),
         target=joined([np.asarray(t, np.int64) for t in targets]),
@@ -248,37 +272,37 @@ def lay_out(requests: Sequence[Request], spec: ModelSpec, *, pad_left: bool = Fa
 
 def _response(
     request: Request, spec: ModelSpec, tables: Tables, at: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, int]:
-    """The response segment: (static rows or empty, targets, codes or None, limit of the summed levels)."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """The response segment: (static rows or empty, targets, codes or None)."""
     sample = request.sample
     none = np.zeros(0, np.int64)
     if request.kind == "len":
         if not request.stop:
-            return tables.lengths + np.array(request.digits, np.int64), none, None, 0
+            return tables.lengths + np.array(request.digits, np.int64), none, None
         tokens = none if sample.response is None else length_tokens(len(sample.response), spec)
-        return tables.lengths + tokens, tokens, None, 0
+        return tables.lengths + tokens, tokens, None
     codes = np.zeros((0, spec.levels), np.int64)
     if sample.response is not None:
         codes = _codes(sample.response, spec, at)
     if request.kind == "stt":
         if not len(codes):
             raise ValueError(f"sample {at}: there is no response to transcribe")
-        return none, none, codes, request.level
+        return none, none, codes
     if request.kind == "ar":
         if request.stop:
             end = np.full((1, spec.levels), 0)
             end[0, 0] = spec.stop
             codes = np.concatenate([codes, end])
-        return none, codes[:, 0] if request.stop else none, codes, 0
+        return none, codes[:, 0] if request.stop else none, codes
     if request.kind == "nar":
         if not 1 <= request.level < spec.levels:
             raise ValueError(f"sample {at}: NAR predicts levels 1 to {spec.levels - 1}, asked for {request.level}")
-        return none, codes[:, request.level], codes, request.level
+        return none, codes[:, request.level], codes
     masked = np.ones(len(codes), bool) if request.masked is None else np.asarray(request.masked, bool)
     target = np.where(masked, codes[:, 0], -1)
     codes = codes.copy()
     codes[masked, 0] = spec.stop
-    return none, target, codes, -1
+    return none, target, codes
 
 
 def _codes(codes: np.ndarray, spec: ModelSpec, at: int) -> np.ndarray:

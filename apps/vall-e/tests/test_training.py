@@ -90,6 +90,26 @@ def test_an_adapter_speaks_on_its_base_and_can_be_merged(fresh, tmp_path):
         torch.testing.assert_close(merged.logits(sample)[0], expected, atol=1e-5, rtol=0)
 
 
+def test_a_student_comes_nearer_to_its_teacher_than_alone(fresh):
+    teacher, _ = train(fresh, 40, "models.0.name=teacher")
+    entry = f"{{name: teacher, teacher: true, training: false, path: {teacher.weights_path}}}"
+    student = "{name: NAME, size: {dim: 16, heads: 1, layers: 1, ffn: 2, text_tokens: 1}}"
+
+    def distance(alpha, name):
+        models = f"models=[{student.replace('NAME', name)}, {entry}]"
+        run, _ = train(
+            fresh, 30, models, f"hyperparameters.teacher_alpha={alpha}", "hyperparameters.learning_rate=0.01"
+        )
+        samples = run.evaluator._samples(run.splits["val"])
+        with torch.no_grad():
+            ours, theirs = (torch.cat(m.eval().logits(samples)) for m in (run.model, teacher.model))
+        return torch.nn.functional.kl_div(
+            ours.log_softmax(-1), theirs.log_softmax(-1), log_target=True, reduction="batchmean"
+        )
+
+    assert distance(1.0, "taught") < distance(0.0, "alone")
+
+
 def test_an_adapter_of_another_model_is_refused(fresh):
     small, _ = train(fresh, 3, "loras=[{name: mine, rank: 2}]")
     big, _ = train(

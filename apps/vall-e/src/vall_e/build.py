@@ -87,6 +87,28 @@ def build_model(cfg: Config, spec: ModelSpec) -> VallE:
     return model
 
 
+def teachers_of(cfg: Config, spec: ModelSpec) -> dict[str, VallE]:
+    """The models to distil from, by name, frozen.
+
+    Raises:
+        ValueError: a teacher without weights, or of other outputs than the student's.
+    """
+    from vall_e.weights import load_weights
+
+    teachers = {}
+    for entry in (m for m in cfg.models if m.teacher):
+        if entry.path is None:
+            raise ValueError(f"models: the teacher {entry.name} needs weights: set its path")
+        teacher = load_weights(entry.path, cfg.torch_device()).model
+        if teacher.spec.classes != spec.classes:
+            raise ValueError(
+                f"models: the teacher {entry.name} predicts {teacher.spec.classes} classes, the student "
+                f"{spec.classes}; they have to share codec and phonemes"
+            )
+        teachers[entry.name] = teacher.requires_grad_(False)
+    return teachers
+
+
 def optimizer_of(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer by its name, or what the optimizations put in its place."""
     hyper, chosen = cfg.hyperparameters, cfg.optimizations

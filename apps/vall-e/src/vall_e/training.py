@@ -12,7 +12,7 @@ import torch
 import trainloop
 import wrapkit
 
-from vall_e.build import build_model, optimizer_of, spec_of
+from vall_e.build import build_model, optimizer_of, spec_of, teachers_of
 from vall_e.config import Config
 from vall_e.data.batches import Loader, TrainingSet
 from vall_e.data.open import DatasetOf
@@ -20,6 +20,7 @@ from vall_e.data.order import batch_sampler
 from vall_e.data.store import DatasetError
 from vall_e.data.tasks import MIXING_TASKS, NOISE_TASKS, PromptRules, Prompts, Tasks
 from vall_e.evaluation import Evaluator
+from vall_e.model.model import Loss
 from vall_e.model.sequence import Batch
 from vall_e.plot import plot_losses
 from vall_e.schedule import Schedule
@@ -48,6 +49,7 @@ class Training:
         torch.manual_seed(cfg.trainer.seed)
         device = cfg.torch_device()
         self.model = build_model(cfg, self.spec)
+        self.teachers = teachers_of(cfg, self.spec)
         rules = PromptRules(
             cfg.dataset.prompt_duration_range,
             cfg.dataset.prompt_dropout,
@@ -177,6 +179,7 @@ class Training:
                 suffix=".sft",
             ),
             state={"evaluation": self.evaluator},
+            sinks=self._sinks(),
             log_dir=cfg.log_dir,
             save_every=cfg.trainer.save_frequency,
             eval_every=cfg.evaluation.frequency or None,
@@ -193,6 +196,16 @@ class Training:
             save_on_oom=cfg.trainer.save_on_oom,
         )
 
+    def _sinks(self) -> list[trainloop.TensorBoard | trainloop.WandB]:
+        """Where metrics go besides `metrics.jsonl`, on the leader."""
+        cfg = self.cfg
+        sinks: list[trainloop.TensorBoard | trainloop.WandB] = []
+        if cfg.trainer.tensorboard and distkit.is_leader():
+            sinks.append(trainloop.TensorBoard(cfg.log_dir))
+        if cfg.trainer.wandb and distkit.is_leader():
+            sinks.append(trainloop.WandB(project="vall-e", name=cfg.start_time, config=cfg.to_state()))
+        return sinks
+
     def _time_used(self) -> float:
         """The share of the time limit that is used up."""
         if self.trainer is None or not self.cfg.trainer.minutes:
@@ -207,13 +220,35 @@ class Training:
         nll, head = loss.per_request, loss.head
         detached = nll.detach()
         levels = {f"level{h}": detached[head == h].mean() for h in head.unique().tolist()}
+        total = (nll * self._factors(head)).mean()
+        if self.teachers:
+            total = self._taught(total, loss, batches)
         return trainloop.StepOutput(
-            nll.mean(),
+            total,
             weight=len(nll),
             metrics=levels,
             samples=len(nll),
             tokens=sum(int(batch.output.numel()) for batch in batches),
         )
+
+    def _factors(self, head: torch.Tensor) -> torch.Tensor:
+        """The weight [B] of each request's loss, by its task (`loss_factors`)."""
+        given, levels = self.cfg.model.loss_factors, self.spec.levels
+        by_head = [given.get("tts", 1.0)] * (levels + 1) + [given.get("stt", 1.0), given.get("len", 1.0)]
+        return torch.tensor(by_head, device=head.device)[head]
+
+    def _taught(self, own: torch.Tensor, loss: Loss, batches: list[Batch]) -> torch.Tensor:
+        """The loss against data and teachers, whose answers count by their number of rows."""
+        hyper = self.cfg.hyperparameters
+        teach = trainloop.Distillation(hyper.teacher_loss_fn, 1.0, hyper.teacher_temperature)
+        with torch.no_grad():
+            answers = {name: teacher(batches).logits for name, teacher in self.teachers.items()}
+        rows = sum(len(logits) for logits in loss.logits)
+        taught = own.new_zeros(())
+        for i, logits in enumerate(loss.logits):
+            targets = {name: said[i].to(logits.device) for name, said in answers.items()}
+            taught = taught + len(logits) / rows * teach(logits.float(), targets)
+        return (1 - hyper.teacher_alpha) * own + hyper.teacher_alpha * taught
 
     def _evaluate(self, trainer: trainloop.Trainer) -> dict[str, float]:
         measured: dict[str, float] = {}

@@ -37,12 +37,12 @@ class Loss:
     Attributes:
         per_request: [B], the mean cross-entropy of each request's output rows, in nats.
         head: [B], the classifier of each request.
-        correct: [B], the share of output rows whose most likely class is the target.
+        logits: [rows, classes] for each head of each pass, what the loss was computed from.
     """
 
     per_request: Tensor
     head: Tensor
-    correct: Tensor
+    logits: list[Tensor]
 
 
 class VallE(nn.Module):
@@ -137,25 +137,23 @@ class VallE(nn.Module):
         return Loss(
             torch.cat([loss.per_request for loss in losses]),
             torch.cat([loss.head for loss in losses]),
-            torch.cat([loss.correct for loss in losses]),
+            [logits for loss in losses for logits in loss.logits],
         )
 
     def batch_loss(self, batch: Batch) -> Loss:
         """Cross-entropy of a batch's output rows, mean over each request; rows without a target do not count."""
         nll = torch.zeros(batch.size, device=self.device)
         count = torch.zeros_like(nll)
-        correct = torch.zeros_like(nll)
         head_of_request = torch.zeros(batch.size, dtype=torch.long, device=self.device)
         head_of_request[batch.owner] = batch.head
-        for index, logits in self.batch_logits(batch):
+        by_head = self.batch_logits(batch)
+        for index, logits in by_head:
             target, owner = batch.target[index], batch.owner[index]
             known = target >= 0
             rows = F.cross_entropy(logits.float(), target, ignore_index=-1, reduction="none")
             nll = nll.index_add(0, owner, rows)
             count.index_add_(0, owner, known.float())
-            correct.index_add_(0, owner, ((logits.argmax(-1) == target) & known).float())
-        count = count.clamp_min(1)
-        return Loss(nll / count, head_of_request, correct / count)
+        return Loss(nll / count.clamp_min(1), head_of_request, [logits for _, logits in by_head])
 
     # By sample ---------------------------------------------------------------------------------------------
 

@@ -5,9 +5,9 @@
 
 Loads one nested YAML file of 148 keys in 200 lines, validates it and sets five values on top where the peer can.
 Contenders take turns in one process, after a warm-up; a figure is the median of ratios of CPU time to that of
-`yaml.load` with the C loader in the same round. What a peer builds from the class at each start (a parser, a schema) counts, since every program
-start pays it; what it keeps between calls (pydantic's models) does not. Imports are timed in processes of their own, as
-CPU time beyond that of bare python.
+`yaml.load` with the C loader in the same round. What a peer builds from the class at each start (a parser, a schema)
+counts, since every program start pays it; what it keeps between calls (pydantic's models) does not. Imports are timed
+in processes of their own, as CPU time beyond that of bare python.
 """
 
 from __future__ import annotations

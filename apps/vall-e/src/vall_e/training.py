@@ -140,6 +140,8 @@ class Training:
     def _engine(self, device: str) -> trainloop.Engine:
         cfg, hyper = self.cfg, self.cfg.hyperparameters
         options: dict[str, Any] = {}
+        if cfg.trainer.backend == "ddp":
+            options = {"ddp": {"find_unused_parameters": True}}  # a batch need not have every level
         if cfg.trainer.backend == "deepspeed":
             deepspeed = cfg.trainer.deepspeed
             scale = {"loss_scale_window": deepspeed.loss_scale_window, "min_loss_scale": deepspeed.min_loss_scale}
@@ -192,6 +194,7 @@ class Training:
                 init_from=cfg.trainer.load_path,
                 module_only=cfg.trainer.load_module_only,
                 restart_step_count=cfg.trainer.restart_step_count,
+                strict_world=False,
             ),
             save_on_oom=cfg.trainer.save_on_oom,
         )

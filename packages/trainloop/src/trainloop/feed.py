@@ -40,6 +40,11 @@ class Feed:
         self.batches = 0  # handed out in this epoch
         _shield_workers(loader)
 
+    @property
+    def elastic(self) -> bool:
+        """Whether the loader's state fits any number of ranks."""
+        return self._own_state and bool(getattr(self._loader, "elastic", False))
+
     def window(self, length: int) -> list[Any]:
         """The next `length` batches; fewer at the end of an epoch, never none.
 

@@ -38,7 +38,8 @@ class Resume:
         states: False: of `init_from` take weights, step count and data position, and start the optimizers anew.
         restart_step_count: of `init_from` take weights and optimizers, and count steps and time from 0.
         strict_world: False: accept a checkpoint of another number of ranks. Weights and optimizers are
-            loaded, the random state is this process's own, and the loader starts a new epoch.
+            loaded and the random state is this process's own. A loader that says so (`elastic = True`: its state is
+            the same on all ranks and fits any number of them) goes on where it was, another starts a new epoch.
     """
 
     enabled: bool = True
@@ -142,6 +143,8 @@ class RunState:
         if found.manifest["world_size"] == self._comm.world_size:
             self._loader.load_state_dict(store.read(found, "loader")[self._comm.rank])
             set_rng_state(store.read(found, "rng")[self._comm.rank])
+        elif getattr(self._loader, "elastic", False):
+            self._loader.load_state_dict(store.read(found, "loader")[0])
 
     def _check(self, found: Checkpoint, resume: Resume, own: bool) -> None:
         names = {e.name for e in self._engines}

@@ -88,6 +88,8 @@ class Loader:
         workers: processes that make batches ahead.
     """
 
+    elastic = True  # trainloop then restores the position on another number of ranks too
+
     def __init__(self, training_set: TrainingSet, sampler: BatchSampler, *, workers: int = 0) -> None:
         self.training_set, self.sampler, self.workers = training_set, sampler, workers
         self.consumed = 0

@@ -116,13 +116,14 @@ def test_tensorboard(make_trainer, tmp_path):
 
 
 def test_wandb_offline(make_trainer, tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
+    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
     sink = trainloop.WandB(project="test", mode="offline", dir=str(tmp_path))
-    run = wandb.run
     make_trainer(sinks=[sink], until=3).run()
-    assert run.summary["step/net.loss"] == read_metrics(tmp_path / "metrics.jsonl", "step")[-1]["net.loss"]
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    last = read_metrics(tmp_path / "metrics.jsonl", "step")[-1]["net.loss"]
+    assert b"step/net.loss" in written.read_bytes()
+    assert str(last)[:12].encode() in written.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_log_records_go_above_the_bar(monkeypatch):
     log.warning("something to say")
     log.removeHandler(handler)
     bar.close()
-    assert any(line.strip("\r") == "something to say" for line in stream.getvalue().split("\n"))
+    assert "something to say" in [line.split("\r")[-1] for line in stream.getvalue().split("\n")]
 
 
 def test_frozen():

@@ -231,6 +231,7 @@ class Trainer:
             reason = self._boundary()
         if self._failure is not None:
             raise self._failure
+        self._comm.barrier()  # a rank that leaves early resets connections another still reads from
         return reason
 
     def _train_step(self) -> None:

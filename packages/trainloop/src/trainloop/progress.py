@@ -21,19 +21,27 @@ def hms(seconds: float) -> str:
 class Progress:
     """A tqdm bar on stderr, refreshed a few times a second however fast the steps are.
 
+    With a time budget the bar is the share of steps or of time that is used up, whichever is larger, because the
+    time that so many steps would take says nothing then.
+
     Args:
         enabled: off, every method but `say` does nothing.
         total: optimizer steps in all, or None.
         initial: steps done before this run.
-        budget: seconds of training in all, or None; the bar then also shows what is left of it.
+        budget: seconds of training in all, or None.
     """
 
     def __init__(self, enabled: bool, total: int | None, initial: int = 0, budget: float | None = None) -> None:
-        self._bar = (
-            tqdm(total=total, initial=initial, dynamic_ncols=True, unit="step", mininterval=0.0) if enabled else None
-        )
-        self._budget = budget
+        self._total, self._budget = total, budget
+        self._bar: tqdm[Any] | None = None
         self._next = 0.0
+        if not enabled:
+            return
+        if budget is None:
+            self._bar = tqdm(total=total, initial=initial, dynamic_ncols=True, unit="step", mininterval=0.0)
+        else:
+            form = "{percentage:3.0f}%|{bar}| {desc} [{elapsed}{postfix}]"
+            self._bar = tqdm(total=1.0, desc=f"step {initial}", dynamic_ncols=True, mininterval=0.0, bar_format=form)
 
     @property
     def wanted(self) -> bool:
@@ -45,9 +53,12 @@ class Progress:
             return
         self._next = time.monotonic() + 0.25
         shown = {k: f"{v:.4g}" for k, v in metrics.items() if isinstance(v, float)}
-        if self._budget is not None:
+        if self._budget is None:
+            self._bar.n = step
+        else:
             shown["left"] = hms(max(0.0, self._budget - elapsed))
-        self._bar.n = step
+            self._bar.n = min(1.0, max(step / self._total if self._total else 0.0, elapsed / self._budget))
+            self._bar.set_description_str(f"step {step}", refresh=False)
         self._bar.set_postfix(shown, refresh=False)
         self._bar.refresh()
 

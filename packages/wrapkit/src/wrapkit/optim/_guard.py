@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -60,6 +61,15 @@ def non_finite(parameters: list[Tensor]) -> list[Tensor]:
     gradients = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in parameters]
     if not gradients:
         return []
-    # The largest magnitude, not a norm of squares: that would overflow for gradients that are finite.
-    largest = torch.stack([norm.float().cpu() for norm in torch._foreach_norm(gradients, float("inf"))])
-    return [parameters[i] for i in (~torch.isfinite(largest)).nonzero().flatten().tolist()]
+    # A finite norm needs finite values. The squares may overflow where the values do not, so what is not finite is
+    # looked at again by its largest magnitude, which is ten times as slow on a CPU.
+    suspects = _not_finite(torch._foreach_norm(gradients))
+    if not suspects:
+        return []
+    largest = torch._foreach_norm([gradients[i] for i in suspects], float("inf"))
+    return [parameters[suspects[i]] for i in _not_finite(largest)]
+
+
+def _not_finite(numbers: Sequence[Tensor]) -> list[int]:
+    gathered = torch.stack([number.float().cpu() for number in numbers])
+    return (~torch.isfinite(gathered)).nonzero().flatten().tolist()

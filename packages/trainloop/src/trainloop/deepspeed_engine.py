@@ -168,8 +168,8 @@ class DeepSpeedEngine(TorchEngine):
         if self.stage == 0:
             bare.load_state_dict(state)
             return
-        own = dict(bare.named_parameters()) | dict(bare.named_buffers())
-        wrong = sorted(set(_keys(bare)) ^ state.keys())
+        own = _tensors(bare)
+        wrong = sorted(own.keys() ^ state.keys())
         if wrong:
             raise RuntimeError(f"the keys of the module's state differ, first {wrong[0]}")
         with torch.no_grad():
@@ -252,11 +252,9 @@ class DeepSpeedEngine(TorchEngine):
         bare = self.bare_module
         if self.stage == 0:
             return bare.state_dict()
-        own = dict(bare.named_parameters()) | dict(bare.named_buffers())
         keep = dist.get_rank() == 0
         state = {}
-        for key in _keys(bare):
-            tensor = own[key]
+        for key, tensor in _tensors(bare).items():
             full = self._deepspeed.utils.safe_get_full_fp32_param(tensor) if tensor.requires_grad else None
             if full is None:
                 with self._whole(tensor):
@@ -281,10 +279,10 @@ class DeepSpeedEngine(TorchEngine):
             yield
 
 
-def _keys(module: nn.Module) -> list[str]:
-    """The names of a state dict, without gathering it."""
-    persistent = {k for k, _ in module.named_buffers()} & module.state_dict().keys()
-    return [k for k, _ in module.named_parameters()] + sorted(persistent)
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers under the names of the state dict, tied ones under each of theirs."""
+    own = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    return {key: own[key] for key in module.state_dict()}
 
 
 def _import_deepspeed() -> Any:

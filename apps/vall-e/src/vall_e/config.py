@@ -155,7 +155,9 @@ class Evaluation(Section):
 class DeepSpeed(Section):
     """The DeepSpeed backend."""
 
-    zero_optimization_level: int = Field(0, ge=0, le=3, description="ZeRO stage")
+    zero_optimization_level: int = Field(
+        0, ge=0, le=2, description="ZeRO stage; 3 would divide the parameters, and evaluation needs them whole"
+    )
     loss_scale_window: int = Field(1000, ge=1, description="fp16: steps without overflow before the scale doubles")
     min_loss_scale: float = Field(1.0, gt=0, description="fp16: the scale's lower bound")
     config: dict[str, Any] = Field({}, description="DeepSpeed's own configuration, merged last")
@@ -180,7 +182,7 @@ class Trainer(Section):
     gradient_checkpointing: bool = Field(False, description="recompute the blocks in the backward pass")
     weight_dtype: DType = Field("float32", description="of the matrix products under amp")
     amp: bool = Field(False, description="automatic mixed precision in weight_dtype; parameters stay float32")
-    backend: Literal["local", "ddp", "fsdp2", "deepspeed", "accelerate"] = Field(
+    backend: Literal["local", "ddp", "deepspeed", "accelerate"] = Field(
         "local", description="how the engine runs"
     )
     deepspeed: DeepSpeed

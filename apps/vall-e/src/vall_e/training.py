@@ -92,11 +92,6 @@ class Training:
     def plot_path(self) -> Path:
         return self.cfg.rel_path / "loss.png"
 
-    @property
-    def engine_is_whole(self) -> bool:
-        """Whether this rank alone can run the model."""
-        return not self.engine.collective_forward
-
     def notes(self) -> list[str]:
         """What a user should know before training starts."""
         lines = [f"left out: {count} utterances {reason}" for reason, count in self.data.left_out.items() if count]

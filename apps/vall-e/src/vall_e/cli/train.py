@@ -81,11 +81,8 @@ def _train(cfg: Config) -> int:
         if distkit.is_leader():
             print(f"stopped at step {result.step}; the same command goes on from there", file=sys.stderr)
         return result.exit_code
-    if training.engine_is_whole:  # else no rank has the whole model to measure it with
-        if distkit.is_leader():
-            print(describe(training, report(training)))
-    elif distkit.is_leader():
-        print(f"{result.step} steps; weights: {training.weights_path}")
+    if distkit.is_leader():
+        print(describe(training, report(training)))
     return result.exit_code
 
 

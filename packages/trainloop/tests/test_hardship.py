@@ -185,3 +185,31 @@ def test_the_launcher_dies(tmp_path, backend, sign):
     assert store.newest().step == 40, prey.output[-1]
     a, b = (s.read_module(s.open(40), "net") for s in (store, trainloop.CheckpointStore(tmp_path / "golden")))
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's workers look for their parent every 5 s")
+def test_loader_workers_end_with_a_killed_parent(tmp_path):
+    """They hold its sockets: while they live the other ranks see no connection close."""
+    script = textwrap.dedent("""
+        import multiprocessing, os, signal, torch, trainloop
+        from torch.utils.data import DataLoader
+        net = torch.nn.Linear(4, 1)
+        engine = trainloop.LocalEngine("net", net, torch.optim.SGD(net.parameters(), 0.1))
+        def feeder(e, batch, ctx):
+            if ctx.step == 2:
+                print(*(p.pid for p in multiprocessing.active_children()), flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return trainloop.StepOutput(e.module(batch).square().mean())
+        loader = DataLoader(torch.randn(40, 4), 2, num_workers=2)
+        trainloop.Trainer(trainloop.Engines([engine]), loader, feeder, until=9, commands=False, progress=False).run()
+    """)
+    file = tmp_path / "said"
+    with file.open("w") as out:
+        run = subprocess.run([sys.executable, "-c", script], stdout=out, timeout=120)
+    died = time.monotonic()
+    assert run.returncode == -signal.SIGKILL
+    workers = [int(w) for w in file.read_text().split()]
+    assert len(workers) == 2
+    while any(os.path.exists(f"/proc/{w}") for w in workers):
+        assert time.monotonic() - died < 3.0, "the workers outlive their parent"
+        time.sleep(0.05)

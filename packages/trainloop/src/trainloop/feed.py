@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from trainloop.hooks.events import BatchFetched, EpochEnd, EpochStart
 from trainloop.hooks.registry import Hooks
 from trainloop.rng import rng_state, set_rng_state
-from trainloop.signals import StopSignals, ignore_stop_signals
+from trainloop.signals import StopSignals, end_with_parent, ignore_stop_signals
 
 
 class EmptyLoader(RuntimeError):
@@ -141,16 +143,21 @@ def _shield_workers(loader: Any) -> None:
 
     if not isinstance(loader, DataLoader) or loader.num_workers == 0:
         return
-    loader.worker_init_fn = _ShieldedInit(loader.worker_init_fn)
+    context = loader.multiprocessing_context or multiprocessing.get_context()
+    forked = context.get_start_method() == "fork"
+    loader.worker_init_fn = _ShieldedInit(loader.worker_init_fn, os.getpid() if forked else None)
 
 
 class _ShieldedInit:
     """Picklable, for workers that are spawned."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, parent: int | None) -> None:
         self.inner = inner.inner if isinstance(inner, _ShieldedInit) else inner
+        self.parent = parent
 
     def __call__(self, worker_id: int) -> None:
+        if self.parent is not None:
+            end_with_parent(self.parent)
         ignore_stop_signals()
         if self.inner is not None:
             self.inner(worker_id)

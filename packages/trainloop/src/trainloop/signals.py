@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -110,6 +113,19 @@ def ignore_stop_signals(_worker_id: int = 0) -> None:
         signal.signal(number, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, first)
+
+
+def end_with_parent(parent: int) -> None:
+    """For a loader's worker on Linux: end when the process that forked it is killed.
+
+    A worker holds copies of its parent's sockets. While it lives no other rank sees the connection close, and
+    waits; torch's own workers look every five seconds, and never notice a parent that died while they started.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # it died before the call
 
 
 def _obey_parent_alone() -> None:

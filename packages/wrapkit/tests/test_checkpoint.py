@@ -200,7 +200,8 @@ def test_pinned_memory_and_a_side_stream_on_a_gpu(capsys):
     x = torch.randn(rows, width, device="cuda", dtype=torch.bfloat16)
 
     def step():
-        model.zero_grad()
+        # Gradients stay: else the largest use would be the end of the backward pass, when all of them are there.
+        model.zero_grad(set_to_none=False)
         torch.manual_seed(1)
         model(x).float().square().mean().backward()
 

@@ -134,14 +134,21 @@ class Training:
 
     def _engine(self, device: str) -> trainloop.Engine:
         cfg, hyper = self.cfg, self.cfg.hyperparameters
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"device": device}
+        unused = {"find_unused_parameters": True}  # a batch need not have every level
         if cfg.trainer.backend == "ddp":
-            options = {"ddp": {"find_unused_parameters": True}}  # a batch need not have every level
+            options |= {"ddp": unused}
+        if cfg.trainer.backend == "accelerate":
+            from accelerate import Accelerator
+            from accelerate.utils import DistributedDataParallelKwargs
+
+            kwargs = [DistributedDataParallelKwargs(**unused)]
+            options = {"accelerator": Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=kwargs)}
         if cfg.trainer.backend == "deepspeed":
             deepspeed = cfg.trainer.deepspeed
             scale = {"loss_scale_window": deepspeed.loss_scale_window, "min_loss_scale": deepspeed.min_loss_scale}
             half = {"fp16": scale} if cfg.trainer.amp and cfg.trainer.weight_dtype == "float16" else {}
-            options = {"zero_stage": deepspeed.zero_optimization_level, "config": {**half, **deepspeed.config}}
+            options |= {"zero_stage": deepspeed.zero_optimization_level, "config": {**half, **deepspeed.config}}
         return trainloop.build_engine(
             cfg.trainer.backend,
             cfg.model.name,
@@ -152,7 +159,6 @@ class Training:
             ),
             clip=hyper.gradient_clipping,
             precision=_PRECISION[cfg.trainer.weight_dtype] if cfg.trainer.amp else "fp32",
-            device=device,
             **options,
         )
 

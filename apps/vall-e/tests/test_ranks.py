@@ -1,0 +1,45 @@
+"""Training on several ranks, started as users start it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+OVERRIDES = ["evaluation.size=0", "evaluation.loss_size=4", "trainer.save_frequency=3", "hyperparameters.batch_size=4"]
+
+
+def train(folder, ranks, *overrides):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    result = subprocess.run(
+        [sys.executable, *launcher, "-m", "vall_e.cli.train", "--yaml", "config.yaml", *OVERRIDES, *overrides],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("backend", ["ddp", "accelerate"])
+def test_two_ranks_train_and_one_goes_on(fresh, backend):
+    train(fresh, 2, "trainer.iterations=3", f"trainer.backend={backend}")
+    assert (fresh / "ckpt/ar+nar/fp32.sft").is_file()
+    said = train(fresh, 1, "trainer.iterations=6")
+    assert "resumed from" in said
+    assert "6 steps" in said
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_deepspeed_trains_resumes_and_exports(fresh, stage):
+    pytest.importorskip("deepspeed")
+    backend = ["trainer.backend=deepspeed", f"trainer.deepspeed.zero_optimization_level={stage}"]
+    train(fresh, 1, "trainer.iterations=3", *backend)
+    said = train(fresh, 1, "trainer.iterations=6", *backend)
+    assert "resumed from" in said
+    from vall_e.weights import load_weights
+
+    assert load_weights(fresh / "ckpt/ar+nar/fp32.sft").stats["global_step"] == 6

@@ -68,7 +68,8 @@ def _help(module, arguments, _known={}):  # noqa: B006 - a cache
 
 
 def test_links_between_pages_lead_somewhere(root):
-    for page in [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("packages/*/*.md"), *root.glob("apps/*/*.md")]:
+    patterns = ("*.md", "docs/**/*.md", "packages/*/*.md", "apps/*/*.md")
+    for page in (p for pattern in patterns for p in root.glob(pattern)):
         for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
             if "://" not in link:
                 assert (page.parent / link).exists(), f"{page}: {link}"

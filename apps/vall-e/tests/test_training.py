@@ -36,6 +36,11 @@ FLAGS = {
     "interleaved": ["dataset.sample_order=interleaved", "dataset.sample_max_duration_batch=20"],
     "shuffled": ["dataset.sample_order=shuffle"],
     "tasks": ["dataset.tasks_list=[tts,tts-c,stt,tse,cse,len,nar-len]", "dataset.prompt_max_samples=2"],
+    "joined": [
+        "dataset.resps_append_p=0.5",
+        "dataset.resps_max_samples=3",
+        "dataset.prompt_continuous_utterance_p=0.5",
+    ],
     "workers": ["dataset.workers=2"],
     "dropout": ["models.0.dropout=0.1"],
     "checkpointing": ["trainer.gradient_checkpointing=true"],

@@ -30,7 +30,6 @@ class Dataset(Section):
         False, description="read every utterance at the start, and report those that cannot be read"
     )
     workers: int = Field(0, ge=0, description="processes that prepare batches; 0 prepares them in the trainer")
-    cache: bool = Field(True, description="keep the index of the dataset under .cache/ until its file changes")
     min_utterances: int = Field(1, ge=1, description="speakers with fewer are left out, and reported")
     max_utterances: int | None = Field(None, ge=1, description="of a speaker, the first so many are read")
     duration_range: tuple[float, float] = Field(
@@ -84,9 +83,6 @@ class Experimental(Section):
         "auto", description="how often each level is trained: level i by levels - i, equally, or weights"
     )
     masking_train_p: float = Field(0.0, ge=0, le=1, description="share of level 0 that trains demasking (nar-len)")
-    code_pattern: Literal["none", "delay"] = Field(
-        "none", description="delay: all levels in one autoregressive sequence, each a frame behind the one below"
-    )
 
 
 class Model(Section):
@@ -182,9 +178,7 @@ class Trainer(Section):
     gradient_checkpointing: bool = Field(False, description="recompute the blocks in the backward pass")
     weight_dtype: DType = Field("float32", description="of the matrix products under amp")
     amp: bool = Field(False, description="automatic mixed precision in weight_dtype; parameters stay float32")
-    backend: Literal["local", "ddp", "deepspeed", "accelerate"] = Field(
-        "local", description="how the engine runs"
-    )
+    backend: Literal["local", "ddp", "deepspeed", "accelerate"] = Field("local", description="how the engine runs")
     deepspeed: DeepSpeed
     wandb: bool = Field(False, description="log to Weights & Biases too")
     tensorboard: bool = Field(False, description="log to TensorBoard too")
@@ -192,10 +186,9 @@ class Trainer(Section):
 
 
 class Inference(Section):
-    """How speech is made from weights."""
+    """How speech is made from weights, by `vall-e --yaml`."""
 
     weight_dtype: DType = Field("float32", description="of the parameters")
-    batch_size: int = Field(8, ge=1, description="sentences spoken together")
 
 
 class Optimizations(Section):
@@ -241,9 +234,7 @@ class Config(BaseConfig):
 
     device: str = Field("auto", description="cpu, cuda, cuda:1, …; auto takes cuda where there is one")
     audio_backend: Literal["melvq", "encodec", "vocos", "dac"] = Field("melvq", description="the codec of the dataset")
-    sample_rate: int = Field(24000, gt=0, description="of the codec, in Hz: 24000, or 44100 for dac")
-    tokenizer: Literal["naive", "hf"] = Field("naive", description="phonemes to ids: naive, or tokenizer_path")
-    tokenizer_path: Path | None = Field(None, description="a tokenizer.json (Hugging Face tokenizers)")
+    tokenizer: Literal["naive"] = Field("naive", description="phonemes to ids")
     weights_name: str = Field("fp32", description="of exported weights")
     weights_format: Literal["sft", "pth"] = Field("sft", description="of exported weights")
     dataset: Dataset

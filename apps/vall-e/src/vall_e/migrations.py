@@ -16,10 +16,11 @@ def _nothing(_: Any) -> Mapping[str, Any]:
 
 _NO_EFFECT = (
     # What was chosen here is now always so, or chosen by the trainer, or was never more than a hint.
-    *("mode", "experimental", "silent_errors", "text_tokenizer_path", "cfg_path"),
+    *("mode", "experimental", "silent_errors", "sample_rate", "tokenizer_path", "text_tokenizer_path", "cfg_path"),
     *(
         f"dataset.{key}"
         for key in (
+            "cache",
             "hdf5_flag",
             "speaker_languages",
             "prompt_similar_top_k_offset",
@@ -63,7 +64,7 @@ _NO_EFFECT = (
             "use_compression_training",
         )
     ),
-    *(f"inference.{key}" for key in ("amp", "audio_backends", "backend", "normalize", "use_vocos")),
+    *(f"inference.{key}" for key in ("amp", "audio_backends", "backend", "batch_size", "normalize", "use_vocos")),
     *(f"optimizations.{key}" for key in ("tensorrt",)),
     *(f"evaluation.{key}" for key in ("load_disabled_engines", "noise")),
 )

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from vall_e import audio, espeak
+from vall_e.codecs.codec import Codec
+from vall_e.codecs.load import load_published, published
 from vall_e.model.generate import autoregress, refine, sampling_of
 from vall_e.model.sampling import Sampling
 from vall_e.model.sequence import Sample
@@ -58,14 +60,24 @@ class Request:
 class Speaker:
     """Speaks with loaded weights.
 
+    Args:
+        voice: the weights.
+        codec_path: where the weights of a published codec lie, which are not stored with a model's.
+
     Raises:
-        WeightsError: the weights hold no codec.
+        WeightsError: the weights neither hold a codec nor name one.
+        CodecUnavailable: the codec that they name is not here.
     """
 
-    def __init__(self, voice: Voice) -> None:
-        if voice.codec is None:
-            raise WeightsError("these weights hold no codec, so their codes cannot be turned into speech")
-        self.voice, self.codec = voice, voice.codec
+    def __init__(self, voice: Voice, codec_path: Path | None = None) -> None:
+        self.voice = voice
+        name = voice.settings.get("codec")
+        if voice.codec is not None:
+            self.codec: Codec = voice.codec
+        elif name is not None and published(name) is not None:
+            self.codec = load_published(name, codec_path)
+        else:
+            raise WeightsError("these weights hold no codec and name none, so their codes cannot become speech")
 
     @property
     def sample_rate(self) -> int:
@@ -179,7 +191,7 @@ class Speaker:
 class _Joint:
     """Turns growing codes into samples: each chunk is decoded with some of what was before it, and faded in."""
 
-    def __init__(self, codec: Any) -> None:
+    def __init__(self, codec: Codec) -> None:
         self._codec = codec
         self._hop = round(codec.sample_rate / codec.frame_rate)
         self._fade = self._hop

@@ -13,6 +13,7 @@ import trainloop
 import wrapkit
 
 from vall_e.build import build_model, optimizer_of, spec_of, teachers_of
+from vall_e.codecs.melvq import MelVQ
 from vall_e.config import Config
 from vall_e.data.batches import Loader, TrainingSet
 from vall_e.data.open import DatasetOf
@@ -56,6 +57,9 @@ class Training:
             cfg.dataset.prompt_max_samples,
             cfg.dataset.prompt_similar_p,
             cfg.dataset.prompt_similar_top_k,
+            cfg.dataset.prompt_continuous_utterance_p,
+            cfg.dataset.resps_append_p,
+            cfg.dataset.resps_max_samples,
         )
         prompts = Prompts(self.data.file, self.splits["subtrain"], rules, self.data.frame_rate)
         self.loader = self._loader(prompts)
@@ -292,8 +296,9 @@ class Training:
             tensors,
             self.spec,
             vocabulary=self.vocabulary,
-            codec=self.codec,
+            codec=self.codec if isinstance(self.codec, MelVQ) else None,
             settings={
+                "codec": self.data.info.name if self.data.info else self.cfg.audio_backend,
                 "prompt_seconds": self.cfg.dataset.prompt_duration_range[1],
                 "frames_per_phone": sum(e.frames for e in entries) / sum(e.phones for e in entries),
                 "sampling": self.cfg.evaluation.kwargs,

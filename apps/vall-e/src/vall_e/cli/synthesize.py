@@ -37,11 +37,12 @@ OPTIONS = (
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    from vall_e.codecs.codec import CodecUnavailable
     from vall_e.espeak import EspeakUnavailable
 
     try:
         return _speak(args)
-    except (ValueError, OSError, EspeakUnavailable) as e:
+    except (ValueError, OSError, EspeakUnavailable, CodecUnavailable) as e:
         print(f"vall-e: {e}", file=sys.stderr)
         return 1
 
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--file", type=Path, help="read the text from a file instead")
     parser.add_argument("--model", type=Path, help="exported weights (fp32.sft), or a checkpoint folder")
     parser.add_argument("--yaml", type=Path, help="a run's configuration: speak with the weights it exported")
+    parser.add_argument("--codec-path", type=Path, help="weights of encodec, vocos or dac, when the model needs them")
     parser.add_argument("--lora", type=Path, help="an adapter for the weights")
     parser.add_argument("--lora-strength", type=float, default=1.0, help="of the adapter (%(default)s)")
     parser.add_argument(
@@ -78,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--chunk-seconds", type=float, default=0.5, help="of a chunk (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same speech (%(default)s)")
     parser.add_argument("--device", default="cpu", help="(%(default)s)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(float32, or as --yaml says)")
     sampling = parser.add_argument_group("synthesis", "by default as the model was evaluated")
     for name, kind, what in OPTIONS:
         sampling.add_argument(f"--{name}", type=kind, help=what)
@@ -99,9 +101,10 @@ def _speak(args: argparse.Namespace) -> int:
     from vall_e.weights import load_weights
 
     started = time.perf_counter()
-    model = args.model if args.model is not None else _weights_of(args.yaml)
-    voice = load_weights(model, args.device, dtype=args.dtype, lora=args.lora, lora_strength=args.lora_strength)
-    speaker = Speaker(voice)
+    model, dtype = (args.model, "float32") if args.model is not None else _weights_of(args.yaml)
+    dtype = args.dtype or dtype
+    voice = load_weights(model, args.device, dtype=dtype, lora=args.lora, lora_strength=args.lora_strength)
+    speaker = Speaker(voice, args.codec_path)
     options = {n.replace("-", "_"): v for n, _, _ in OPTIONS if (v := getattr(args, n.replace("-", "_"))) is not None}
     request = Request(
         text,
@@ -138,11 +141,12 @@ def _speak(args: argparse.Namespace) -> int:
     return 0
 
 
-def _weights_of(yaml: Path) -> Path:
+def _weights_of(yaml: Path) -> tuple[Path, str]:
+    """The weights that a run exported, and the dtype to speak with."""
     from vall_e.config import Config
 
     cfg = Config.from_yaml(yaml)
-    return cfg.ckpt_dir / cfg.model.name / f"{cfg.weights_name}.{cfg.weights_format}"
+    return cfg.ckpt_dir / cfg.model.name / f"{cfg.weights_name}.{cfg.weights_format}", cfg.inference.weight_dtype
 
 
 if __name__ == "__main__":

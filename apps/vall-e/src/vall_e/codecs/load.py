@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vall_e.codecs.codec import Codec, CodecUnavailable
 from vall_e.config import Config
 from vall_e.data.store import CodecInfo
@@ -26,13 +28,21 @@ def load_codec(cfg: Config, name: str) -> Codec:
         CodecUnavailable: its package or its weights are missing here.
         stateio.StateFileError: its file is damaged.
     """
-    if name == "melvq":
-        from vall_e.codecs.melvq import MelVQ
+    if name != "melvq":
+        return load_published(name, cfg.codec.path)
+    from vall_e.codecs.melvq import MelVQ
 
-        if not cfg.codec_path.is_file():
-            raise CodecUnavailable(f"{cfg.codec_path}: the codec of the dataset is missing; prepare the dataset again")
-        return MelVQ.load(cfg.codec_path)
-    path = cfg.codec.path
+    if not cfg.codec_path.is_file():
+        raise CodecUnavailable(f"{cfg.codec_path}: the codec of the dataset is missing; prepare the dataset again")
+    return MelVQ.load(cfg.codec_path)
+
+
+def load_published(name: str, path: Path | None = None) -> Codec:
+    """`encodec`, `vocos` or `dac`, with weights from `path` or, without one, from where their publisher has them.
+
+    Raises:
+        CodecUnavailable: the package or the weights are missing here.
+    """
     if name == "encodec":
         from vall_e.codecs.encodec import Encodec
 

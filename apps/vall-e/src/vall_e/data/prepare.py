@@ -18,6 +18,8 @@ import stateio
 
 from vall_e import audio, espeak
 from vall_e.codecs import melvq
+from vall_e.codecs.codec import Codec, CodecUnavailable
+from vall_e.codecs.load import load_codec
 from vall_e.codecs.melvq import MelVQ
 from vall_e.config import Config
 from vall_e.data.recording import Recording
@@ -72,7 +74,7 @@ def prepare(
     if not any(r.split == "training" for r in recordings):
         reasons = "".join(f"\n  {path}: {reason}" for path, reason in list(skipped)[:5])
         raise DatasetError(f"{cfg.rel_path}: no recording to train on{reasons or ': the folder is empty'}")
-    if shard is not None and not cfg.codec_path.is_file():
+    if shard is not None and cfg.audio_backend == "melvq" and not cfg.codec_path.is_file():
         raise DatasetError(
             f"{cfg.codec_path}: the jobs of a divided preparation share one codec; fit it first, once, with "
             f"`vall-e-data fit FOLDER --yaml {cfg.yaml_path}`"
@@ -81,7 +83,7 @@ def prepare(
     path = cfg.hdf5_path
     if shard is not None:
         path, recordings = shard_path(path, *shard), shard_of(recordings, *shard)
-    info = CodecInfo("melvq", codec.identity, codec.levels, codec.entries, codec.frame_rate)
+    info = CodecInfo(codec.name, codec.identity, codec.levels, codec.entries, codec.frame_rate)
     result = Prepared(path, info, skipped=list(skipped))
     encoded: list[tuple[Recording, dict]] = []
     for recording, outcome in _encoded(cfg, recordings, codec):
@@ -116,12 +118,21 @@ def prepare(
         for r, o in encoded
     )
     write_dataset(path, Bar(utterances, "writing", len(encoded)), tokenizer.vocabulary, info)
-    _write_metadata(cfg, encoded)
+    _write_metadata(cfg, encoded, merge=shard is not None)
     return result
 
 
-def fit_codec(cfg: Config, recordings: Sequence[Recording]) -> MelVQ:
-    """The codec of this dataset: the one beside it, or a new one fitted on a part of the training split."""
+def fit_codec(cfg: Config, recordings: Sequence[Recording]) -> Codec:
+    """The codec of this dataset: a published one, the one beside it, or a new one fitted on the training split.
+
+    Raises:
+        DatasetError: it cannot be had.
+    """
+    if cfg.audio_backend != "melvq":
+        try:
+            return load_codec(cfg, cfg.audio_backend)
+        except CodecUnavailable as e:
+            raise DatasetError(str(e)) from e
     if cfg.codec_path.is_file():
         return MelVQ.load(cfg.codec_path)
     training = [r for r in recordings if r.split == "training"]
@@ -129,11 +140,11 @@ def fit_codec(cfg: Config, recordings: Sequence[Recording]) -> MelVQ:
     heard: list[np.ndarray] = []
     seconds = 0.0
     with Bar(None, "reading audio", round(cfg.codec.minutes * 60), unit="s") as bar:
-        for samples in _read_ahead(training):
+        for samples in _read_ahead(training, MelVQ.sample_rate):
             if isinstance(samples, str):
                 continue
             heard.append(samples)
-            seconds += len(samples) / melvq.MelVQ.sample_rate
+            seconds += len(samples) / MelVQ.sample_rate
             bar.to(min(round(seconds), bar.total))
             if seconds > cfg.codec.minutes * 60:
                 break
@@ -153,7 +164,7 @@ def fit_codec(cfg: Config, recordings: Sequence[Recording]) -> MelVQ:
     return codec
 
 
-def _encoded(cfg: Config, recordings: Sequence[Recording], codec: MelVQ) -> Iterator[tuple[Recording, dict | str]]:
+def _encoded(cfg: Config, recordings: Sequence[Recording], codec: Codec) -> Iterator[tuple[Recording, dict | str]]:
     """Each recording with its codes, phonemes and duration, or with the reason why it is left out."""
     cache = cfg.cache_dir / "prepare" / codec.identity
     cache.mkdir(parents=True, exist_ok=True)
@@ -164,7 +175,9 @@ def _encoded(cfg: Config, recordings: Sequence[Recording], codec: MelVQ) -> Iter
             path = cache / f"{_fingerprint(cfg, piece)}.sft"
             outcomes = _cached(path)
             if outcomes is None:
-                outcomes = [_encode(cfg, r, s, codec) for r, s in zip(piece, _read_ahead(piece), strict=True)]
+                outcomes = [
+                    _encode(cfg, r, s, codec) for r, s in zip(piece, _read_ahead(piece, codec.sample_rate), strict=True)
+                ]
                 stateio.save({"outcomes": outcomes}, path)
             yield from zip(piece, outcomes, strict=True)
             done += len(piece)
@@ -192,7 +205,7 @@ def _fingerprint(cfg: Config, piece: Sequence[Recording]) -> str:
     return digest.hexdigest()[:24]
 
 
-def _encode(cfg: Config, recording: Recording, samples: np.ndarray | str, codec: MelVQ) -> dict | str:
+def _encode(cfg: Config, recording: Recording, samples: np.ndarray | str, codec: Codec) -> dict | str:
     if isinstance(samples, str):
         return samples
     duration = len(samples) / codec.sample_rate
@@ -208,28 +221,31 @@ def _encode(cfg: Config, recording: Recording, samples: np.ndarray | str, codec:
     return {"codes": codec.encode(samples).astype(np.int16), "phonemes": phonemes, "duration": duration}
 
 
-def _read_ahead(recordings: Sequence[Recording]) -> Iterator[np.ndarray | str]:
+def _read_ahead(recordings: Sequence[Recording], sample_rate: int) -> Iterator[np.ndarray | str]:
     """The samples of each recording, or why it cannot be read; a few are decoded ahead on other threads."""
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
         waiting = []
         for recording in recordings:
-            waiting.append(pool.submit(_read, recording.audio))
+            waiting.append(pool.submit(_read, recording.audio, sample_rate))
             if len(waiting) > 4 * threads:
                 yield waiting.pop(0).result()
         for future in waiting:
             yield future.result()
 
 
-def _read(path: Path) -> np.ndarray | str:
+def _read(path: Path, sample_rate: int) -> np.ndarray | str:
     try:
-        return audio.read_audio(path, melvq.MelVQ.sample_rate)
+        return audio.read_audio(path, sample_rate)
     except audio.AudioError as e:
         return str(e).removeprefix(f"{path}: ")
 
 
-def _write_metadata(cfg: Config, encoded: Sequence[tuple[Recording, dict]]) -> None:
-    """`metadata/{group}/{speaker}.json`: what is known of each utterance, without its codes."""
+def _write_metadata(cfg: Config, encoded: Sequence[tuple[Recording, dict]], *, merge: bool) -> None:
+    """`metadata/{group}/{speaker}.json`: what is known of each utterance, without its codes.
+
+    With `merge`, other jobs have written, or will write, more of the same speakers.
+    """
     speakers: dict[tuple[str, str], dict] = {}
     for r, o in encoded:
         speakers.setdefault((r.group, r.speaker), {})[r.id] = {
@@ -241,7 +257,7 @@ def _write_metadata(cfg: Config, encoded: Sequence[tuple[Recording, dict]]) -> N
     for (group, speaker), utterances in speakers.items():
         path = cfg.metadata_dir / group / f"{speaker}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        known = dict(stateio.json_read(path, default={}))
+        known = dict(stateio.json_read(path, default={})) if merge else {}
         stateio.json_write(known | utterances, path)
 
 

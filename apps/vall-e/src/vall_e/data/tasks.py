@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -33,6 +33,8 @@ class PromptRules:
         dropout: how often there is none.
         max_samples: utterances that are joined, at most.
         similar_p: how often it comes from one of the `similar_top_k` utterances that sound most alike.
+        continuous_p: how often it is the utterance's own beginning, which the response then goes on from.
+        append_p: how often another utterance of the speaker is joined to what is spoken, `append_most` at most.
     """
 
     seconds: tuple[float, float]
@@ -40,26 +42,29 @@ class PromptRules:
     max_samples: int = 1
     similar_p: float = 0.0
     similar_top_k: int = 1
+    continuous_p: float = 0.0
+    append_p: float = 0.0
+    append_most: int = 1
 
 
 class Prompts:
     """Draws prompts: stretches of other utterances of the same speaker."""
 
     def __init__(self, file: Dataset, entries: Sequence[Entry], rules: PromptRules, frame_rate: float) -> None:
-        self._file, self._rules, self._rate = file, rules, frame_rate
+        self._file, self.rules, self._rate = file, rules, frame_rate
         self._of_speaker: dict[str, list[Entry]] = {}
         for entry in entries:
             self._of_speaker.setdefault(entry.speaker, []).append(entry)
 
     def draw(self, entry: Entry, rng: np.random.Generator, *, always: bool = False) -> np.ndarray | None:
         """Codes [T, levels]; None where the speaker has no other utterance, or (not `always`) it is dropped."""
-        dropped = rng.random() < self._rules.dropout and not always
+        dropped = rng.random() < self.rules.dropout and not always
         others = self._of_speaker.get(entry.speaker, [])
         if dropped or len(others) - (entry in others) < 1:
             return None
-        length = round(rng.uniform(*self._rules.seconds) * self._rate)
+        length = round(rng.uniform(*self.rules.seconds) * self._rate)
         parts: list[np.ndarray] = []
-        while len(parts) < self._rules.max_samples and sum(map(len, parts)) < length:
+        while len(parts) < self.rules.max_samples and sum(map(len, parts)) < length:
             codes = self._file.read(self.other(entry, rng).key).codes
             missing = length - sum(map(len, parts))
             start = int(rng.integers(max(1, len(codes) - missing + 1)))
@@ -69,8 +74,8 @@ class Prompts:
     def other(self, entry: Entry, rng: np.random.Generator) -> Entry:
         """Another utterance of the speaker, or this one where there is no other."""
         others = self._of_speaker.get(entry.speaker, [entry])
-        if entry.similar and rng.random() < self._rules.similar_p:
-            near = set(entry.similar[: self._rules.similar_top_k])
+        if entry.similar and rng.random() < self.rules.similar_p:
+            near = set(entry.similar[: self.rules.similar_top_k])
             others = [e for e in others if e.key.rpartition("/")[2] in near] or others
         if all(e.key == entry.key for e in others):
             return entry
@@ -124,7 +129,7 @@ class Tasks:
 
     def request(self, task: str, entry: Entry, level: int, rng: np.random.Generator) -> Request:
         """The pass that trains `level` (0 for `stt`, `len` and `nar-len`) of a task on an utterance."""
-        utterance = self._file.read(entry.key)
+        utterance = self._joined(entry, rng)
         if task in ("stt", "len", "nar-len"):
             sample = sample_of(utterance, self._prompts.draw(entry, rng))
             masked = _masked(len(utterance.codes), rng) if task == "nar-len" else None
@@ -132,13 +137,34 @@ class Tasks:
         sample = getattr(self, f"_{task.replace('-', '_')}")(entry, utterance, rng)
         return Request(sample, "nar" if level else "ar", level)
 
+    def _joined(self, entry: Entry, rng: np.random.Generator) -> Utterance:
+        """The utterance, now and then with others of the speaker behind it."""
+        utterance, rules = self._file.read(entry.key), self._prompts.rules
+        joined = 1
+        while joined < rules.append_most and rng.random() < rules.append_p:
+            more = self._file.read(self._prompts.other(entry, rng).key)
+            utterance = replace(
+                utterance,
+                codes=np.concatenate([utterance.codes, more.codes]),
+                phone_ids=np.concatenate([utterance.phone_ids[:-1], more.phone_ids[1:]]),
+            )
+            joined += 1
+        return utterance
+
     def _tts(self, entry: Entry, utterance: Utterance, rng: np.random.Generator) -> Sample:
+        if self._prompts.rules.continuous_p and rng.random() < self._prompts.rules.continuous_p:
+            return self._continued(utterance, rng)
         return sample_of(utterance, self._prompts.draw(entry, rng))
 
     def _tts_c(self, entry: Entry, utterance: Utterance, rng: np.random.Generator) -> Sample:
+        sample = self._continued(utterance, rng)
+        return replace(sample, prompt=["tts-c", *sample.prompt_parts()])
+
+    def _continued(self, utterance: Utterance, rng: np.random.Generator) -> Sample:
+        """The utterance's beginning as the prompt of the rest of it."""
         codes = utterance.codes
         cut = int(rng.integers(1, max(2, len(codes) // 2)))
-        return Sample(utterance.phone_ids, ["tts-c", codes[:cut]], codes[cut:], utterance.language)
+        return Sample(utterance.phone_ids, codes[:cut], codes[cut:], utterance.language)
 
     def _ns(self, entry: Entry, utterance: Utterance, rng: np.random.Generator) -> Sample:
         noisy = self._mixed(utterance.codes, self._noise_like(utterance.codes, rng), self._noise_scale)

@@ -300,11 +300,17 @@ def _import_deepspeed() -> Any:
 
 
 def _join_group(device: torch.device) -> None:
-    """A single process gets a group of one, which needs neither a port nor variables."""
+    """A single process gets a group of one, which needs no port.
+
+    DeepSpeed reads LOCAL_RANK at any time; left alone it would look like a rank's incomplete environment to whatever
+    reads that later, so the other variables are set as well.
+    """
     if not dist.is_initialized():
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise RuntimeError("several ranks, but no process group: call init_process_group first")
-        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+        for name, value in alone.items():
+            os.environ.setdefault(name, value)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 

@@ -105,6 +105,8 @@ NESTED = st.recursive(
 @settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(NESTED)
 @example({"$t": "x"})
+@example({"module": {"$dict": ()}})
+@example({"module": {"$dict": {"$tuple": None}}})
 @example({"\ud800\udc00": "\ud800\udc00"})
 @example({"module": {"$t": torch.ones(1)}})
 @example({"module": {"a": torch.ones(2)}, "config": {}})

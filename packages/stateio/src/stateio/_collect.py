@@ -168,7 +168,10 @@ def _plain(tree: Any) -> Any:
         if tag in ("$path", "$dtype", "$device", "$datetime", "$date", "$time"):
             return value
         if tag == "$dict":
-            return _plain({str(key): item for key, item in value if not isinstance(key, dict)})
+            # The keys are the user's own, also where one of them looks like a tag.
+            named = {str(key): item for key, item in value if not isinstance(key, dict)}
+            values = _all_plain(named.values())
+            return _NOT_PLAIN if values is _NOT_PLAIN else dict(zip(named, values, strict=True))
         if tag.startswith("$"):
             return _NOT_PLAIN
     values = _all_plain(tree.values())

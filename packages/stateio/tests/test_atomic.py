@@ -80,9 +80,7 @@ def test_a_full_disk_during_a_sharded_save(tmp_path, file_size_limit, same):
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="mounting takes root")
 @pytest.mark.parametrize("form", ["x.sft", "x.pt", "sharded.sft"])
 def test_a_real_full_disk(tmp_path, form):
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(tmp_path)], capture_output=True
-    )
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(tmp_path)], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
     shard_bytes = 400_000 if form == "sharded.sft" else None

@@ -106,8 +106,7 @@ HEADERS = {
     "negative shape": b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}',
     "float shape": b'{"a":{"dtype":"F32","shape":[1.0],"data_offsets":[0,4]}}',
     "wrong size": b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}',
-    "gap": b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]},'
-    b'"b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}}',
+    "gap": b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}}',
     "overlap": b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},'
     b'"b":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}}',
     "more bytes": b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',

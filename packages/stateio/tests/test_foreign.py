@@ -98,8 +98,7 @@ def test_torch_reads_our_pickles_as_plain_data(tmp_path):
 
 def test_safetensors_reads_our_files(tmp_path):
     state = {
-        f"t{i}": torch.full((i,), i, dtype=dtype)
-        for i, dtype in enumerate([torch.int8, torch.float64, torch.bfloat16])
+        f"t{i}": torch.full((i,), i, dtype=dtype) for i, dtype in enumerate([torch.int8, torch.float64, torch.bfloat16])
     }
     path = stateio.save(state, tmp_path / "x.safetensors")
     loaded = safetensors.torch.load_file(path)

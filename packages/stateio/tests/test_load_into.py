@@ -18,14 +18,10 @@ class Tied(torch.nn.Module):
 
 
 def equal(a, b):
-    return all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda s: s, lambda s: {"module": s, "stats": {"a": 1}}, lambda s: {"weights": s}]
-)
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"module": s, "stats": {"a": 1}}, lambda s: {"weights": s}])
 def test_a_module_is_filled_in_place(tmp_path, suffix, wrap):
     torch.manual_seed(0)
     source, target = Tied(), Tied()
@@ -57,16 +53,12 @@ def test_dtypes_are_cast_per_tensor(tmp_path, suffix):
     stateio.load_into(path, target)
     assert torch.equal(target["a"], state["a"].bfloat16())
     assert torch.equal(target["b"], state["b"].float())
-    with pytest.raises(
-        stateio.TargetMismatchError, match="dtype float32 in the file, bfloat16 in the target"
-    ):
+    with pytest.raises(stateio.TargetMismatchError, match="dtype float32 in the file, bfloat16 in the target"):
         stateio.load_into(path, target, cast=False)
 
 
 def test_strict_names_everything_and_changes_nothing(tmp_path, suffix):
-    path = stateio.save(
-        {"a": torch.ones(2), "b": torch.ones(2, 3), "new": torch.ones(1)}, tmp_path / f"x{suffix}"
-    )
+    path = stateio.save({"a": torch.ones(2), "b": torch.ones(2, 3), "new": torch.ones(1)}, tmp_path / f"x{suffix}")
     target = {"a": torch.zeros(2), "b": torch.zeros(3, 2), "old": torch.zeros(1)}
     with pytest.raises(stateio.TargetMismatchError) as caught:
         stateio.load_into(path, target)
@@ -79,9 +71,7 @@ def test_strict_names_everything_and_changes_nothing(tmp_path, suffix):
 
 
 def test_not_strict_loads_what_matches_and_reports_the_rest(tmp_path, suffix):
-    path = stateio.save(
-        {"a": torch.ones(2), "b": torch.ones(2, 3), "new": torch.ones(1)}, tmp_path / f"x{suffix}"
-    )
+    path = stateio.save({"a": torch.ones(2), "b": torch.ones(2, 3), "new": torch.ones(1)}, tmp_path / f"x{suffix}")
     target = {"a": torch.zeros(2), "b": torch.zeros(3, 2), "old": torch.zeros(1)}
     report = stateio.load_into(path, target, strict=False)
     assert (report.missing, report.unexpected) == (("old",), ("new",))
@@ -99,9 +89,7 @@ def test_key_picks_a_sub_tree(tmp_path, suffix):
     assert torch.equal(target["w"], state["b"]["inner"]["w"])
     with pytest.raises(KeyError, match=r"no entry 'b\.c'; at 'c' the file has: inner"):
         stateio.load_into(path, target, key="b.c")
-    with pytest.raises(
-        stateio.StateFileError, match=r"several entries hold tensors \(a, b\): say which with key="
-    ):
+    with pytest.raises(stateio.StateFileError, match=r"several entries hold tensors \(a, b\): say which with key="):
         stateio.load_into(path, target)
 
 
@@ -114,9 +102,7 @@ def test_a_nested_target_takes_a_nested_file(tmp_path, suffix):
 
 
 def test_module_is_preferred_among_several(tmp_path, suffix):
-    path = stateio.save(
-        {"module": {"w": torch.ones(1)}, "optimizer": {"w": torch.zeros(1)}}, tmp_path / f"x{suffix}"
-    )
+    path = stateio.save({"module": {"w": torch.ones(1)}, "optimizer": {"w": torch.zeros(1)}}, tmp_path / f"x{suffix}")
     target = {"w": torch.zeros(1)}
     stateio.load_into(path, target)
     assert target["w"].item() == 1

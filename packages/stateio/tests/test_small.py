@@ -65,9 +65,7 @@ def test_commands(tmp_path, capsys):
 
 def test_a_header_is_read_without_torch(data, python):
     code = "import sys, stateio; stateio.inspect(sys.argv[1]); stateio.read_header(sys.argv[1])\n"
-    code += (
-        "print('torch' in sys.modules, 'numpy' in sys.modules); stateio.load; print('torch' in sys.modules)"
-    )
+    code += "print('torch' in sys.modules, 'numpy' in sys.modules); stateio.load; print('torch' in sys.modules)"
     assert python("-c", code, str(data / "established.sft")).stdout == "False False\nTrue\n"
 
 
@@ -82,8 +80,7 @@ def test_the_readme_runs_and_prints_what_it_says(tmp_path, monkeypatch, python):
     text = (Path(__file__).parents[1] / "README.md").read_text()
     monkeypatch.chdir(tmp_path)
     assert (
-        python("-c", text.split("```python\n")[1].split("```")[0]).stdout
-        == text.split("```text\n")[1].split("```")[0]
+        python("-c", text.split("```python\n")[1].split("```")[0]).stdout == text.split("```text\n")[1].split("```")[0]
     )
 
 

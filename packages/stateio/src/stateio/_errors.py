@@ -13,9 +13,7 @@ class StateFileError(ValueError):
         tensor: the name of the tensor it is about, or None.
     """
 
-    def __init__(
-        self, problem: str, *, path: str | PathLike[str] | None = None, tensor: str | None = None
-    ) -> None:
+    def __init__(self, problem: str, *, path: str | PathLike[str] | None = None, tensor: str | None = None) -> None:
         self.path = None if path is None else fspath(path)
         self.tensor = tensor
         where = [] if self.path is None else [self.path]

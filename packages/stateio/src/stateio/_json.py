@@ -72,9 +72,7 @@ def json_read(path: str | os.PathLike[str], default: Any = _REQUIRED) -> Any:
         raise CorruptFileError(f"expected JSON: {error}", path=path) from None
 
 
-def json_write(
-    data: Any, path: str | os.PathLike[str], *, truncate: int | None = None, pretty: bool = False
-) -> Path:
+def json_write(data: Any, path: str | os.PathLike[str], *, truncate: int | None = None, pretty: bool = False) -> Path:
     """Write a JSON file in one step: readers find the old text or the new. See `json_stringify`."""
     text = json_stringify(data, truncate=truncate, pretty=pretty)
     with atomic_writer(path) as file:

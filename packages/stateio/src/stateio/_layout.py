@@ -113,8 +113,6 @@ def check_version(version: Any, path: str | PathLike[str]) -> int:
     if not isinstance(version, int) or version < 1:
         raise CorruptFileError(f"expected a stateio format version, found {version!r}", path=path)
     if version > FORMAT_VERSION:
-        problem = (
-            f"written in stateio format {version}; this stateio reads up to {FORMAT_VERSION}: upgrade it"
-        )
+        problem = f"written in stateio format {version}; this stateio reads up to {FORMAT_VERSION}: upgrade it"
         raise NewerVersionError(problem, path=path)
     return version

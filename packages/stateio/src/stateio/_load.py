@@ -10,12 +10,14 @@ import torch
 
 from ._collect import as_dtype
 from ._errors import TruncatedFileError
+from ._garbage import no_collection
 from ._layout import Layout, StoredTensor
 from ._memory import memory_of
 from ._open import Foreign, Opened, open_layout, rebuild
 from ._stream import Progress, TensorReader
 
 
+@no_collection()
 def load(
     path: str | os.PathLike[str],
     *,
@@ -99,9 +101,7 @@ def map_tensors(state: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
     return visit(state)
 
 
-def _read(
-    layout: Layout, place: _Place | None, verify: bool, progress: Progress | None
-) -> dict[str, torch.Tensor]:
+def _read(layout: Layout, place: _Place | None, verify: bool, progress: Progress | None) -> dict[str, torch.Tensor]:
     """Read the tensors of one file."""
     with TensorReader(layout.path, verify=verify, progress=progress) as reader:
         if place is None:

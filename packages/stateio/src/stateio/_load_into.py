@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ._errors import StateFileError, TargetMismatchError
+from ._garbage import no_collection
 from ._layout import StoredTensor
 from ._load import empty_like
 from ._memory import has_memory, memory_of
@@ -47,6 +48,7 @@ class _Ref:
     stored: StoredTensor
 
 
+@no_collection()
 def load_into(
     path: str | os.PathLike[str],
     target: torch.nn.Module | Mapping[str, torch.Tensor],

@@ -52,9 +52,7 @@ def open_layout(path: str | os.PathLike[str], *, verify: bool) -> Opened | Forei
         whole, parts = _shards.read_index(name, verify=verify)
         return Opened(whole, parts)
     if len(start) == 9 and start[8:9] != b"{":
-        problem = (
-            f"expected SafeTensors, a torch pickle or a shard index, found a file that begins with {start!r}"
-        )
+        problem = f"expected SafeTensors, a torch pickle or a shard index, found a file that begins with {start!r}"
         raise ForeignFileError(problem, path=name)
     layout = _safetensors.read_layout(name, verify=verify)
     return Opened(layout, [layout])

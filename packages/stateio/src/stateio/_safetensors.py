@@ -115,18 +115,14 @@ def _raw_header(file: FileIO, size: int, name: str) -> bytes:
     if size == 0:
         raise TruncatedFileError("the file is empty", path=name)
     if size < 9:
-        raise TruncatedFileError(
-            f"expected more than the 8 bytes of a header's length, found {size}", path=name
-        )
+        raise TruncatedFileError(f"expected more than the 8 bytes of a header's length, found {size}", path=name)
     start = bytearray(9)
     read_all(file, memoryview(start), name)
     (length,) = struct.unpack_from("<Q", start)
     if start[8:9] != b"{":
         raise ForeignFileError("this is no SafeTensors file: its header is not JSON", path=name)
     if 8 + length > size:
-        raise TruncatedFileError(
-            f"expected a header of {length} bytes, found {size - 8} in the file", path=name
-        )
+        raise TruncatedFileError(f"expected a header of {length} bytes, found {size - 8} in the file", path=name)
     raw = bytearray(length)
     file.seek(8)
     read_all(file, memoryview(raw), name)
@@ -165,9 +161,7 @@ def _check_coverage(tensors: Any, start: int, size: int, path: str) -> None:
     if end > size:
         raise TruncatedFileError(f"expected {end} bytes, found {size}", path=path)
     if end < size:
-        raise CorruptFileError(
-            f"expected {end} bytes, found {size - end} more after the last tensor", path=path
-        )
+        raise CorruptFileError(f"expected {end} bytes, found {size - end} more after the last tensor", path=path)
 
 
 def read_layout(path: str, *, verify: bool) -> Layout:
@@ -206,9 +200,7 @@ def _own_layout(header: Header, own: str, *, verify: bool) -> Layout:
             dtype = views.get(stored.name, stored.dtype)
             shape = stored.shape[:-1] if stored.name in views else stored.shape
             digest = digests[16 * i : 16 * (i + 1)]
-            tensors[stored.name] = StoredTensor(
-                stored.name, dtype, shape, stored.offset, stored.nbytes, digest
-            )
+            tensors[stored.name] = StoredTensor(stored.name, dtype, shape, stored.offset, stored.nbytes, digest)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptFileError(f"its stateio metadata is damaged ({error!r})", path=header.path) from None
     metadata = {key: _parse_foreign(value) for key, value in header.metadata.items() if key != _OWN_KEY}

@@ -11,10 +11,12 @@ import torch
 from . import _safetensors, _shards, _torchzip
 from ._atomic import atomic_writer
 from ._collect import as_dtype, collect, mirror
+from ._garbage import no_collection
 from ._paths import STATE_SUFFIXES
 from ._stream import Progress
 
 
+@no_collection()
 def save(
     obj: Any,
     path: str | os.PathLike[str],
@@ -50,25 +52,19 @@ def save(
     form = format or STATE_SUFFIXES.get(target.suffix)
     if form not in ("safetensors", "pickle"):
         known = ", ".join(STATE_SUFFIXES)
-        raise ValueError(
-            f"{target}: expected a suffix among {known} or format=, found {format or target.suffix!r}"
-        )
+        raise ValueError(f"{target}: expected a suffix among {known} or format=, found {format or target.suffix!r}")
     parts = collect(obj, as_dtype(dtype))
     metadata = mirror(parts.tree)
     if shard_bytes is not None:
         if form != "safetensors" or shard_bytes <= 0:
-            raise ValueError(
-                f"{target}: shard_bytes takes SafeTensors and a positive size, found {shard_bytes}"
-            )
+            raise ValueError(f"{target}: shard_bytes takes SafeTensors and a positive size, found {shard_bytes}")
         return _shards.write(target, parts.sources, parts.tree, metadata, shard_bytes, progress)
     with atomic_writer(target) as file:
         if form == "pickle":
             _torchzip.write(file, parts.sources, parts.tree, metadata, progress=progress)
         else:
             plain = {"format": "pt"} if _is_flat(parts.tree) else {}
-            _safetensors.write(
-                file, parts.sources, parts.tree, metadata, plain_metadata=plain, progress=progress
-            )
+            _safetensors.write(file, parts.sources, parts.tree, metadata, plain_metadata=plain, progress=progress)
     _shards.remove_shards_of(target)
     return target
 

@@ -142,9 +142,7 @@ def read_index(path: str, *, verify: bool) -> tuple[Layout, list[Layout]]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptFileError(f"the shard index is damaged ({error!r})", path=path) from None
     tree, version = _index_tree(raw, metadata, weight_map, path, verify=verify)
-    parts = [
-        _read_shard(path, shard, weight_map, verify=verify) for shard in dict.fromkeys(weight_map.values())
-    ]
+    parts = [_read_shard(path, shard, weight_map, verify=verify) for shard in dict.fromkeys(weight_map.values())]
     tensors: dict[str, StoredTensor] = {}
     for part in parts:
         tensors |= part.tensors

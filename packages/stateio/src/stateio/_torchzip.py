@@ -166,9 +166,7 @@ def read_layout(path: str, *, verify: bool) -> Layout | None:
         version = check_version(own["stateio_version"], path)
         intact = raw.startswith(_MANIFEST_PREFIX) and seal_is_intact(raw, len(_MANIFEST_PREFIX))
         if verify and not intact:
-            raise CorruptFileError(
-                "its manifest does not match its digest: it changed after writing", path=path
-            )
+            raise CorruptFileError("its manifest does not match its digest: it changed after writing", path=path)
         tensors = {
             name: StoredTensor(name, dtype, tuple(shape), offset, nbytes_of(dtype, tuple(shape)), digest)
             for name, (dtype, shape, offset, digest) in own["tensors"].items()

@@ -85,8 +85,7 @@ def _encode_dict(obj: Mapping[Any, Any], add_tensor: TensorHook, path: tuple[str
         return {key: encode(value, add_tensor, (*path, key)) for key, value in obj.items()}
     return {
         "$dict": [
-            [encode(key, add_tensor, path), encode(value, add_tensor, (*path, str(key)))]
-            for key, value in obj.items()
+            [encode(key, add_tensor, path), encode(value, add_tensor, (*path, str(key)))] for key, value in obj.items()
         ]
     }
 
@@ -153,9 +152,7 @@ def _encode_numpy(numpy: Any, obj: Any, add_tensor: TensorHook, path: tuple[str,
     return {"$array": [list(obj.shape), obj.dtype.str, _base64(obj.tobytes())]}
 
 
-def decode(
-    tree: Any, tensor: Callable[[str], Any], array: Callable[[str], Any], *, plain: bool = False
-) -> Any:
+def decode(tree: Any, tensor: Callable[[str], Any], array: Callable[[str], Any], *, plain: bool = False) -> Any:
     """The object that `encode` was given.
 
     Args:

@@ -3,9 +3,8 @@
 import gc
 
 import pytest
-import torch
-
 import stateio
+import torch
 
 STATE = {f"p{i}": torch.full((4,), i) for i in range(4000)}
 

@@ -211,7 +211,7 @@ def loader_rate() -> float:
             )
             for i in range(2000)
         )
-        write_dataset(path, utterances, tokenizer.vocabulary, CodecInfo("encodec", "x", 8, 1024, 75.0))
+        write_dataset(path, utterances, tokenizer, CodecInfo("encodec", "x", 8, 1024, 75.0))
         file = DatasetFile(path)
         entries = file.entries("training", ["*/*"])
         tasks = Tasks(file, Prompts(file, entries, PromptRules((3.0, 3.0), 0.1), 75.0))

@@ -18,6 +18,7 @@ from vall_e.data.similar import most_similar
 from vall_e.data.store import CodecInfo, DatasetError, DatasetFile, Utterance, write_dataset
 from vall_e.data.tasks import PromptRules, Prompts, Tasks
 from vall_e.model.spec import ModelSpec
+from vall_e.tokenizer import NaiveTokenizer
 
 CODEC = CodecInfo("melvq", "x", 2, 8, 10.0)
 
@@ -40,7 +41,7 @@ def utterances(speakers=3, each=6, seed=0):
 
 @pytest.fixture
 def file(tmp_path):
-    write_dataset(tmp_path / "data.h5", utterances(), {"<s>": 1, "</s>": 2, " ": 3, "a": 40}, CODEC)
+    write_dataset(tmp_path / "data.h5", utterances(), NaiveTokenizer({"<s>": 1, "</s>": 2, " ": 3, "a": 40}), CODEC)
     return DatasetFile(tmp_path / "data.h5")
 
 
@@ -221,14 +222,14 @@ def test_similar_utterances_use_the_same_codes():
 def test_files_of_a_divided_preparation_become_one_dataset(tmp_path):
     rows = list(utterances())
     for k, part in enumerate((rows[::2], rows[1::2]), 1):
-        write_dataset(tmp_path / f"data.{k}-of-2.h5", part, {"<s>": 1, "</s>": 2, "a": 40}, CODEC)
+        write_dataset(tmp_path / f"data.{k}-of-2.h5", part, NaiveTokenizer({"<s>": 1, "</s>": 2, "a": 40}), CODEC)
     assert write_index(tmp_path / "data.h5", sorted(tmp_path.glob("data.*-of-2.h5"))) == len(rows)
     file = DatasetFile(tmp_path / "data.h5")
     assert len(file.entries("training", ["*/*"])) == len(rows)
     for u in rows:
         np.testing.assert_array_equal(file.read(u.key).codes, u.codes)
     other = CodecInfo("melvq", "y", 2, 8, 10.0)
-    write_dataset(tmp_path / "data.1-of-2.h5", rows[:1], {"a": 1}, other)
+    write_dataset(tmp_path / "data.1-of-2.h5", rows[:1], NaiveTokenizer({"a": 1}), other)
     with pytest.raises(DatasetError, match="different codecs"):
         write_index(tmp_path / "index.h5", sorted(tmp_path.glob("data.*-of-2.h5")))
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import stateio
 import torch
-from vall_e.build import build_model
 from vall_e.config import Config
 from vall_e.training import Training
 from vall_e.weights import WeightsError, load_weights
@@ -130,7 +129,7 @@ def test_fine_tuning_with_a_language_more(fresh):
     with pytest.raises(ValueError, match=r"langs_emb.weight \[6, 32\] instead of \[7, 32\]"):
         train(fresh, 6, *more)
     cfg = Config.from_yaml(fresh / "config.yaml", overrides=[*more, "trainer.resize_modules=true"])
-    grown = build_model(cfg, Training(cfg, commands=False).spec)
+    grown = Training(cfg, commands=False).model
     old = load_weights(base.weights_path).model.state_dict()
     for name, tensor in grown.state_dict().items():
         rows = len(old[name])

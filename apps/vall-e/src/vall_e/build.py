@@ -16,6 +16,7 @@ from vall_e.config import Config, Optimizations
 from vall_e.data.open import DatasetOf
 from vall_e.model.model import VallE
 from vall_e.model.spec import ModelSpec
+from vall_e.tokenizer import Tokenizer, conflict
 
 BLOCKS = wrapkit.Policy(["model.layers"])
 """The transformer's blocks: what is checkpointed, quantised and adapted."""
@@ -46,16 +47,24 @@ def spec_of(cfg: Config, data: DatasetOf) -> ModelSpec:
                     f"set {name}: {needed} or leave it out"
                 )
         spec = replace(spec, audio_tokens=info.entries, levels=info.levels)
-    if max(data.vocabulary.values()) >= spec.phoneme_tokens:
+    phonemes = max(data.tokenizer.vocabulary.values()) + 1
+    if "phoneme_tokens" not in given:
+        return replace(spec, phoneme_tokens=max(spec.phoneme_tokens, phonemes))
+    if phonemes > spec.phoneme_tokens:
         raise ValueError(
             f"models[{at}].size.phoneme_tokens is {spec.phoneme_tokens}, but the vocabulary of {data.file.path} goes "
-            f"up to {max(data.vocabulary.values())}"
+            f"up to {phonemes - 1}; set phoneme_tokens: {phonemes} or leave it out"
         )
     return spec
 
 
-def build_model(cfg: Config, spec: ModelSpec) -> VallE:
+def build_model(cfg: Config, spec: ModelSpec, tokenizer: Tokenizer) -> VallE:
     """The model on its device, with its weights, replacements, adapters and frozen parameters.
+
+    Args:
+        cfg: says what is changed in it.
+        spec: its shape.
+        tokenizer: of the dataset, which the weights to start from have to share.
 
     Raises:
         ValueError: the weights do not fit, or a pattern matches nothing.
@@ -66,7 +75,13 @@ def build_model(cfg: Config, spec: ModelSpec) -> VallE:
     with _injected(layers) if chosen.injects else nullcontext():
         model = VallE(spec)
     if cfg.model.path is not None:
-        start_from(model, cfg.model.path, resize=cfg.trainer.resize_modules, strict=cfg.trainer.strict_loading)
+        start_from(
+            model,
+            cfg.model.path,
+            resize=cfg.trainer.resize_modules,
+            strict=cfg.trainer.strict_loading,
+            tokenizer=tokenizer,
+        )
     model.to(cfg.torch_device())
     if chosen.replace and not chosen.injects:
         for kind, name in layers.items():
@@ -123,15 +138,22 @@ def optimizer_of(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
     return wrapkit.optimizer(name, model, lr=hyper.learning_rate, nonfinite="ignore", **options)
 
 
-def start_from(model: VallE, path: Path, *, resize: bool, strict: bool) -> None:
+def start_from(model: VallE, path: Path, *, resize: bool, strict: bool, tokenizer: Tokenizer) -> None:
     """Load weights from a file, those of another table size too when `resize` allows it.
 
     Raises:
-        ValueError: tensors are missing, unknown or of another shape; all of them are named.
+        ValueError: tensors are missing, unknown or of another shape (all of them are named), or the weights were
+            trained with another tokenizer.
     """
     from vall_e.weights import load_weights
 
-    donor = load_weights(path).model
+    voice = load_weights(path)
+    donor = voice.model
+    if why := conflict(voice.tokenizer, tokenizer):
+        raise ValueError(
+            f"{path}: trained with another tokenizer than this dataset's: {why}. Set tokenizer_path to that of the "
+            "weights, or start from others"
+        )
     given, own = donor.state_dict(), model.state_dict()
     wrong = {n: t.shape for n, t in own.items() if n in given and given[n].shape != t.shape}
     if wrong and not resize:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from basecfg import BaseConfig, Field, Section
 
 from vall_e.migrations import MIGRATIONS
+
+if TYPE_CHECKING:
+    from vall_e.tokenizer import Tokenizer
 
 DType = Literal["float32", "bfloat16", "float16"]
 Task = Literal["tts", "tts-c", "stt", "ns", "sr", "tse", "cse", "nse", "len", "nar-len"]
@@ -234,7 +237,12 @@ class Config(BaseConfig):
 
     device: str = Field("auto", description="cpu, cuda, cuda:1, …; auto takes cuda where there is one")
     audio_backend: Literal["melvq", "encodec", "vocos", "dac"] = Field("melvq", description="the codec of the dataset")
-    tokenizer: Literal["naive"] = Field("naive", description="phonemes to ids")
+    tokenizer: Literal["auto", "naive"] = Field(
+        "auto", description="phonemes to ids: auto reads tokenizer_path where it is given, naive does not"
+    )
+    tokenizer_path: Path | None = Field(
+        None, description="a tokenizer.json (Hugging Face tokenizers), beside the YAML file; none for the naive one"
+    )
     weights_name: str = Field("fp32", description="of exported weights")
     weights_format: Literal["sft", "pth"] = Field("sft", description="of exported weights")
     dataset: Dataset
@@ -265,6 +273,18 @@ class Config(BaseConfig):
     @property
     def codec_path(self) -> Path:
         return self.rel_path / "codec.sft"
+
+    def chosen_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of `tokenizer_path`; None to take that of the dataset or of the weights.
+
+        Raises:
+            TokenizerError: it cannot be used.
+        """
+        if self.tokenizer_path is None or self.tokenizer == "naive":
+            return None
+        from vall_e.tokenizer_json import JsonTokenizer
+
+        return JsonTokenizer.load(self.rel_path / self.tokenizer_path)
 
     @property
     def model(self) -> Model:

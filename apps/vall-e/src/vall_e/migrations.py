@@ -16,7 +16,7 @@ def _nothing(_: Any) -> Mapping[str, Any]:
 
 _NO_EFFECT = (
     # What was chosen here is now always so, or chosen by the trainer, or was never more than a hint.
-    *("mode", "experimental", "silent_errors", "sample_rate", "tokenizer_path", "text_tokenizer_path", "cfg_path"),
+    *("mode", "experimental", "silent_errors", "sample_rate", "text_tokenizer_path", "cfg_path"),
     *(
         f"dataset.{key}"
         for key in (

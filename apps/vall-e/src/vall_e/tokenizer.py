@@ -1,4 +1,4 @@
-"""Phonemes to ids: one id a character, with stress and length marks attached to the character before."""
+"""Phonemes to ids; the naive way, one id a character with stress and length marks attached to the one before."""
 
 from __future__ import annotations
 
@@ -6,13 +6,50 @@ import json
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
+from typing import Literal, Protocol
 
 _ATTACHED = "\u02c8\u02cc\u02d0"  # primary stress, secondary stress, length
 _START, _END, _SPACE = "<s>", "</s>", " "
 
 
+Unknown = Literal["error", "drop", "replace"]
+"""What becomes of a symbol that a vocabulary does not hold; `replace` is by its unknown token, where it has one."""
+
+
 class UnknownSymbol(ValueError):
     """A phoneme that the vocabulary does not hold; the message gives it and its position."""
+
+    def __init__(self, symbol: str, position: int, phonemes: str) -> None:
+        points = " ".join(f"U+{ord(c):04X}" for c in symbol)
+        super().__init__(
+            f"phoneme {symbol!r} ({points}) at position {position} of {phonemes!r} is not in the vocabulary; drop "
+            "unknown phonemes, or extend the vocabulary with it"
+        )
+
+
+class Tokenizer(Protocol):
+    """A `NaiveTokenizer` or a `JsonTokenizer`.
+
+    Attributes:
+        vocabulary: symbol to id.
+        json: the file that it was made of, for one that a vocabulary alone does not make.
+    """
+
+    vocabulary: dict[str, int]
+    json: str | None
+
+    def encode(self, phonemes: str, *, unknown: Unknown = "error") -> list[int]: ...
+    def extended(self, phonemes: Iterable[str]) -> Tokenizer: ...
+
+
+def conflict(one: Tokenizer, other: Tokenizer) -> str | None:
+    """Why ids of one are not ids of the other; None where they are, as far as both know a symbol."""
+    if (one.json is None) != (other.json is None):
+        return f"one is {'naive' if one.json is None else 'a tokenizer.json'}, the other is not"
+    for symbol, number in one.vocabulary.items():
+        if other.vocabulary.get(symbol, number) != number:
+            return f"the id of {symbol!r} is {number} in one and {other.vocabulary[symbol]} in the other"
+    return None
 
 
 @cache
@@ -30,6 +67,8 @@ class NaiveTokenizer:
     A space gives its id twice and an empty string gives it once, as existing weights were trained.
     """
 
+    json = None
+
     def __init__(self, vocabulary: dict[str, int] | None = None) -> None:
         self.vocabulary = default_vocabulary() if vocabulary is None else vocabulary
 
@@ -43,12 +82,12 @@ class NaiveTokenizer:
                 symbols.append(character)
         return symbols
 
-    def encode(self, phonemes: str, *, unknown: str = "error") -> list[int]:
+    def encode(self, phonemes: str, *, unknown: Unknown = "error") -> list[int]:
         """The ids of a string of phonemes, between those of `<s>` and `</s>`.
 
         Args:
             phonemes: as espeak-ng gives them.
-            unknown: `"error"`, or `"drop"` to leave out symbols that the vocabulary does not hold.
+            unknown: `"error"`; any other leaves out symbols that the vocabulary does not hold.
 
         Raises:
             UnknownSymbol: naming the symbol and where it stands.
@@ -60,11 +99,7 @@ class NaiveTokenizer:
         for symbol in self.split(phonemes):
             known = self.vocabulary.get(symbol)
             if known is None and unknown == "error":
-                points = " ".join(f"U+{ord(c):04X}" for c in symbol)
-                raise UnknownSymbol(
-                    f"phoneme {symbol!r} ({points}) at position {position} of {phonemes!r} is not in the "
-                    "vocabulary; drop unknown phonemes, or extend the vocabulary with it"
-                )
+                raise UnknownSymbol(symbol, position, phonemes)
             if known is not None:
                 ids += [known, known] if symbol == _SPACE else [known]
             position += len(symbol)

@@ -45,11 +45,11 @@ class Training:
     def __init__(self, cfg: Config, *, commands: bool = True) -> None:
         self.cfg = cfg
         self.data = DatasetOf(cfg)
-        self.vocabulary, self.codec, self.splits = self.data.vocabulary, self.data.codec, self.data.splits
+        self.codec, self.splits = self.data.codec, self.data.splits
         self.spec = spec_of(cfg, self.data)
         torch.manual_seed(cfg.trainer.seed)
         device = cfg.torch_device()
-        self.model = build_model(cfg, self.spec)
+        self.model = build_model(cfg, self.spec, self.data.tokenizer)
         self.teachers = teachers_of(cfg, self.spec)
         rules = PromptRules(
             cfg.dataset.prompt_duration_range,
@@ -295,7 +295,7 @@ class Training:
         return weights_file(
             tensors,
             self.spec,
-            vocabulary=self.vocabulary,
+            tokenizer=self.data.tokenizer,
             codec=self.codec if isinstance(self.codec, MelVQ) else None,
             settings={
                 "codec": self.data.info.name if self.data.info else self.cfg.audio_backend,

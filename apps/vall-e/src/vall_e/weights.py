@@ -14,7 +14,7 @@ from torch import Tensor
 from vall_e.codecs.melvq import MelVQ
 from vall_e.model.model import VallE
 from vall_e.model.spec import ModelSpec
-from vall_e.tokenizer import NaiveTokenizer
+from vall_e.tokenizer import NaiveTokenizer, Tokenizer, conflict
 
 _CODEC = "codec."
 
@@ -36,7 +36,7 @@ class Voice:
     """
 
     model: VallE
-    tokenizer: NaiveTokenizer
+    tokenizer: Tokenizer
     codec: MelVQ | None
     settings: dict[str, Any]
     stats: dict[str, Any]
@@ -46,24 +46,23 @@ def weights_file(
     tensors: dict[str, Tensor],
     spec: ModelSpec,
     *,
-    vocabulary: dict[str, int],
+    tokenizer: Tokenizer,
     codec: MelVQ | None,
     settings: dict[str, Any],
     stats: dict[str, Any],
 ) -> dict[str, Any]:
     """What a file of weights holds, in the established layout: flat tensors, and `config`, `stats` and `userdata`
-    (the vocabulary), which SafeTensors files carry as JSON in their metadata.
+    (the vocabulary, and the `tokenizer.json` where there is one), which SafeTensors files carry as JSON in their
+    metadata.
 
     The codec lies beside the model's tensors, under names that begin with `codec.`.
     """
     if codec is not None:
         tensors = tensors | {_CODEC + k: v for k, v in codec.state().items()}
-    return {
-        "module": tensors,
-        "config": spec.to_config(),
-        "stats": stats,
-        "userdata": {"symmap": vocabulary, "synthesis": settings},
-    }
+    userdata = {"symmap": tokenizer.vocabulary, "synthesis": settings}
+    if tokenizer.json is not None:
+        userdata["tokenizer"] = tokenizer.json
+    return {"module": tensors, "config": spec.to_config(), "stats": stats, "userdata": userdata}
 
 
 def module_of(path: str | Path) -> dict[str, Tensor]:
@@ -84,6 +83,7 @@ def load_weights(
     lora: str | Path | None = None,
     lora_strength: float = 1.0,
     config: dict[str, Any] | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Voice:
     """Load weights, ours or established ones, exports or checkpoints.
 
@@ -95,9 +95,10 @@ def load_weights(
         lora_strength: of the adapter.
         config: a model's entry in a configuration, for a file that holds none. Without it, that of an export
             beside the checkpoint, or of the `config.yaml` above it, is taken.
+        tokenizer: that the weights were trained with, for a file that holds none.
 
     Raises:
-        WeightsError: the file is missing or holds no model.
+        WeightsError: the file is missing or holds no model, or it was trained with another tokenizer.
         stateio.StateFileError: the file is damaged.
     """
     path = _file_in(Path(path))
@@ -120,7 +121,7 @@ def load_weights(
     userdata = held.get("userdata") or {}
     return Voice(
         model=model.eval(),
-        tokenizer=NaiveTokenizer(userdata.get("symmap")),
+        tokenizer=_tokenizer(path, userdata, tokenizer, spec),
         codec=codec,
         settings=userdata.get("synthesis") or {},
         stats=held.get("stats") or {},
@@ -156,6 +157,27 @@ def _read(path: Path) -> tuple[dict[str, Tensor], MelVQ | None, dict[str, Any]]:
     tensors = dict(tensors)
     state = {k.removeprefix(_CODEC): tensors.pop(k) for k in list(tensors) if k.startswith(_CODEC)}
     return tensors, MelVQ.from_state(state) if state else None, held
+
+
+def _tokenizer(path: Path, userdata: dict[str, Any], given: Tokenizer | None, spec: ModelSpec) -> Tokenizer:
+    """The tokenizer in a file of weights, or the one given for a file without."""
+    held: Tokenizer | None = None
+    if userdata.get("tokenizer"):
+        from vall_e.tokenizer_json import JsonTokenizer
+
+        held = JsonTokenizer(userdata["tokenizer"], path)
+    elif userdata.get("symmap"):
+        held = NaiveTokenizer(userdata["symmap"])
+    if given is not None:
+        if held is not None and (why := conflict(held, given)):
+            raise WeightsError(f"{path}: trained with another tokenizer than the one given (tokenizer_path): {why}")
+        most = max(given.vocabulary.values())
+        if most >= spec.phoneme_tokens:
+            raise WeightsError(
+                f"{path}: the weights have rows for {spec.phoneme_tokens} phonemes, but the tokenizer given "
+                f"(tokenizer_path) has ids up to {most}: they were trained with another one"
+            )
+    return held or given or NaiveTokenizer()
 
 
 def _config_near(path: Path) -> dict[str, Any]:

@@ -156,10 +156,12 @@ def _hdf5(cfg: Config, args: argparse.Namespace) -> int:
     info = published(cfg.audio_backend)
     if info is None:
         raise DatasetError(f"audio_backend: data/ holds codes of encodec, vocos or dac; found {cfg.audio_backend}")
-    folder = FolderDataset(cfg.data_dir, cfg.metadata_dir if cfg.dataset.use_metadata else None, info.frame_rate)
+    tokenizer = cfg.chosen_tokenizer() or NaiveTokenizer()
+    metadata = cfg.metadata_dir if cfg.dataset.use_metadata else None
+    folder = FolderDataset(cfg.data_dir, metadata, info.frame_rate, tokenizer)
     entries = folder.entries("training", cfg.dataset.training) + folder.entries("validation", cfg.dataset.validation)
     utterances = Bar((folder.read(e.key) for e in entries), "packing", len(entries))
-    count = write_dataset(cfg.hdf5_path, utterances, NaiveTokenizer().vocabulary, info)
+    count = write_dataset(cfg.hdf5_path, utterances, tokenizer, info)
     print(f"{cfg.hdf5_path}: {count} utterances")
     return 0
 

@@ -55,7 +55,7 @@ def _export(args: argparse.Namespace) -> str:
     held = weights_file(
         tensors,
         voice.model.spec,
-        vocabulary=voice.tokenizer.vocabulary,
+        tokenizer=voice.tokenizer,
         codec=voice.codec,
         settings=voice.settings,
         stats=voice.stats,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
+    from vall_e.tokenizer import Tokenizer
+
 # name, type, what it does: options of the synthesis, as `evaluation.kwargs` has them with underscores.
 OPTIONS = (
     ("temperature", float, "0 takes the most likely codes"),
@@ -101,9 +103,15 @@ def _speak(args: argparse.Namespace) -> int:
     from vall_e.weights import load_weights
 
     started = time.perf_counter()
-    model, dtype = (args.model, "float32") if args.model is not None else _weights_of(args.yaml)
-    dtype = args.dtype or dtype
-    voice = load_weights(model, args.device, dtype=dtype, lora=args.lora, lora_strength=args.lora_strength)
+    model, dtype, tokenizer = (args.model, "float32", None) if args.model is not None else _weights_of(args.yaml)
+    voice = load_weights(
+        model,
+        args.device,
+        dtype=args.dtype or dtype,
+        lora=args.lora,
+        lora_strength=args.lora_strength,
+        tokenizer=tokenizer,
+    )
     speaker = Speaker(voice, args.codec_path)
     options = {n.replace("-", "_"): v for n, _, _ in OPTIONS if (v := getattr(args, n.replace("-", "_"))) is not None}
     request = Request(
@@ -141,12 +149,13 @@ def _speak(args: argparse.Namespace) -> int:
     return 0
 
 
-def _weights_of(yaml: Path) -> tuple[Path, str]:
-    """The weights that a run exported, and the dtype to speak with."""
+def _weights_of(yaml: Path) -> tuple[Path, str, Tokenizer | None]:
+    """The weights that a run exported, the dtype to speak with, and the tokenizer, where the configuration has one."""
     from vall_e.config import Config
 
     cfg = Config.from_yaml(yaml)
-    return cfg.ckpt_dir / cfg.model.name / f"{cfg.weights_name}.{cfg.weights_format}", cfg.inference.weight_dtype
+    weights = cfg.ckpt_dir / cfg.model.name / f"{cfg.weights_name}.{cfg.weights_format}"
+    return weights, cfg.inference.weight_dtype, cfg.chosen_tokenizer()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import stateio
 
 from vall_e.data.enc import read_enc
 from vall_e.data.store import CodecInfo, DatasetError, Entry, Utterance, no_match
-from vall_e.tokenizer import NaiveTokenizer
+from vall_e.tokenizer import NaiveTokenizer, Tokenizer
 
 SUFFIXES = (".sft", ".enc")
 
@@ -24,17 +24,19 @@ class FolderDataset:
         data: the folder of codes.
         metadata: the folder of `{group}/{speaker}.json`; None reads lengths and texts from each file instead.
         frame_rate: codes a second, to tell lengths from durations.
+        tokenizer: phonemes to ids; the naive one by default.
 
     Raises:
         DatasetError: the folder does not exist.
     """
 
-    vocabulary: dict[str, int] | None = None
     codec: CodecInfo | None = None
 
-    def __init__(self, data: Path, metadata: Path | None, frame_rate: float) -> None:
+    def __init__(
+        self, data: Path, metadata: Path | None, frame_rate: float, tokenizer: Tokenizer | None = None
+    ) -> None:
         self.path, self.metadata, self.frame_rate = data, metadata, frame_rate
-        self._tokenizer = NaiveTokenizer()
+        self.tokenizer: Tokenizer = tokenizer or NaiveTokenizer()
         self._cache: dict[str, Utterance] = {}
         if not data.is_dir():
             raise DatasetError(f"{data}: no such folder; encode recordings with `vall-e-data prepare FOLDER`")
@@ -107,7 +109,7 @@ class FolderDataset:
         return Utterance(
             key=key,
             codes=codes,
-            phone_ids=np.array(self._tokenizer.encode(metadata["phonemes"])),
+            phone_ids=np.array(self.tokenizer.encode(metadata["phonemes"])),
             text=metadata.get("text", ""),
             phonemes=metadata["phonemes"],
             language=metadata.get("language", "en"),

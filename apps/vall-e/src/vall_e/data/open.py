@@ -10,7 +10,7 @@ from vall_e.codecs.load import load_codec, published
 from vall_e.config import Config
 from vall_e.data.folder import FolderDataset
 from vall_e.data.store import Dataset, DatasetError, DatasetFile, Entry
-from vall_e.tokenizer import default_vocabulary
+from vall_e.tokenizer import NaiveTokenizer, Tokenizer
 
 
 class DatasetOf:
@@ -23,7 +23,7 @@ class DatasetOf:
         left_out: reason to number of utterances.
         info: what the codes mean.
         codec: to hear them; None when it is not here, with the reason in `without_codec`.
-        vocabulary: symbol to id.
+        tokenizer: phonemes to ids.
 
     Raises:
         DatasetError: it is missing, damaged, empty, or of another codec than the one beside it.
@@ -34,7 +34,7 @@ class DatasetOf:
         self.file: Dataset = self._open()
         self.info = self.file.codec or published(cfg.audio_backend)
         self.codec, self.without_codec = self._codec()
-        self.vocabulary = self.file.vocabulary or default_vocabulary()
+        self.tokenizer: Tokenizer = self.file.tokenizer or NaiveTokenizer()
         self.left_out: Counter[str] = Counter()
         self.splits = {
             "subtrain": self._kept("training", cfg.dataset.training),
@@ -53,13 +53,14 @@ class DatasetOf:
     def _open(self) -> Dataset:
         cfg = self.cfg
         if cfg.dataset.use_hdf5:
-            return DatasetFile(cfg.hdf5_path, retokenize=cfg.dataset.retokenize_text)
+            return DatasetFile(cfg.hdf5_path, retokenize=cfg.dataset.retokenize_text, tokenizer=cfg.chosen_tokenizer())
         info = published(cfg.audio_backend)
         if info is None:
             raise DatasetError(
                 f"dataset.use_hdf5=false reads codes of a published codec; those of {cfg.audio_backend} lie in data.h5"
             )
-        return FolderDataset(cfg.data_dir, cfg.metadata_dir if cfg.dataset.use_metadata else None, info.frame_rate)
+        metadata = cfg.metadata_dir if cfg.dataset.use_metadata else None
+        return FolderDataset(cfg.data_dir, metadata, info.frame_rate, cfg.chosen_tokenizer())
 
     def _codec(self) -> tuple[Codec | None, str]:
         """The codec that made the codes; one of another fit is an error, a missing one is not."""

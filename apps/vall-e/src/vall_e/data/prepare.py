@@ -26,7 +26,7 @@ from vall_e.data.recording import Recording
 from vall_e.data.shards import shard_of, shard_path
 from vall_e.data.store import CodecInfo, DatasetError, Utterance, write_dataset
 from vall_e.progress import Bar
-from vall_e.tokenizer import NaiveTokenizer
+from vall_e.tokenizer import NaiveTokenizer, UnknownSymbol
 
 _PIECE = 64
 """Recordings encoded between two writes to the cache."""
@@ -85,31 +85,32 @@ def prepare(
         path, recordings = shard_path(path, *shard), shard_of(recordings, *shard)
     info = CodecInfo(codec.name, codec.identity, codec.levels, codec.entries, codec.frame_rate)
     result = Prepared(path, info, skipped=list(skipped))
-    encoded: list[tuple[Recording, dict]] = []
+    heard: list[tuple[Recording, dict]] = []
     for recording, outcome in _encoded(cfg, recordings, codec):
         if isinstance(outcome, str):
             result.skipped.append((recording.audio, outcome))
         else:
-            encoded.append((recording, outcome))
+            heard.append((recording, outcome))
+    known = cfg.chosen_tokenizer() or NaiveTokenizer()
+    tokenizer = known.extended(o["phonemes"] for _, o in heard)
+    result.new_symbols = sorted(tokenizer.vocabulary.keys() - known.vocabulary.keys())
+    encoded: list[tuple[Recording, dict]] = []
+    for recording, outcome in heard:
+        try:
+            encoded.append((recording, {**outcome, "ids": np.array(tokenizer.encode(outcome["phonemes"]))}))
+        except UnknownSymbol as e:  # of a tokenizer that cannot be extended
+            result.skipped.append((recording.audio, str(e)))
     for split in ("training", "validation"):
         durations = [o["duration"] for r, o in encoded if r.split == split]
         result.counts[split], result.seconds[split] = len(durations), sum(durations)
     if not result.counts["training"] and shard is None:
         reasons = "".join(f"\n  {path}: {reason}" for path, reason in result.skipped[:5])
         raise DatasetError(f"{cfg.rel_path}: every training recording was left out:{reasons}")
-    known = NaiveTokenizer()
-    tokenizer = known.extended(o["phonemes"] for _, o in encoded)
-    result.new_symbols = sorted(tokenizer.vocabulary.keys() - known.vocabulary.keys())
-    if max(tokenizer.vocabulary.values()) > 255:
-        raise DatasetError(
-            f"the recordings use {len(result.new_symbols)} phonemes that the vocabulary lacks, more than the "
-            f"{255 - max(known.vocabulary.values())} that fit: {' '.join(result.new_symbols[:40])}"
-        )
     utterances = (
         Utterance(
             key=r.key,
             codes=o["codes"],
-            phone_ids=np.array(tokenizer.encode(o["phonemes"])),
+            phone_ids=o["ids"],
             text=r.text,
             phonemes=o["phonemes"],
             language=r.language,
@@ -117,7 +118,7 @@ def prepare(
         )
         for r, o in encoded
     )
-    write_dataset(path, Bar(utterances, "writing", len(encoded)), tokenizer.vocabulary, info)
+    write_dataset(path, Bar(utterances, "writing", len(encoded)), tokenizer, info)
     _write_metadata(cfg, encoded, merge=shard is not None)
     return result
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from vall_e.data.recording import Recording
-from vall_e.data.store import DatasetError
+from vall_e.data.store import DatasetError, read_tokenizer, write_tokenizer
+from vall_e.tokenizer import NaiveTokenizer, Tokenizer, conflict
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -43,13 +43,13 @@ def write_index(path: Path, shards: Sequence[Path]) -> int:
         The number of utterances.
 
     Raises:
-        DatasetError: no shard, shards of different codecs, or an utterance in two of them.
+        DatasetError: no shard, shards of different codecs or tokenizers, or an utterance in two of them.
     """
     import h5py
 
     if not shards:
         raise DatasetError(f"{path}: there is no shard to index (expected {path.stem}.1-of-N{path.suffix} beside it)")
-    vocabulary: dict[str, int] = {}
+    tokenizers: dict[Path, Tokenizer] = {}
     codecs: dict[str, Path] = {}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
@@ -58,8 +58,7 @@ def write_index(path: Path, shards: Sequence[Path]) -> int:
             for shard in shards:
                 with h5py.File(shard, "r") as f:
                     codecs.setdefault(f.attrs["codec"], shard)
-                    for symbol in json.loads(f["symmap"][()]):
-                        vocabulary.setdefault(symbol, -1)
+                    tokenizers[shard] = read_tokenizer(f) or NaiveTokenizer()
                     for key in _keys(f):
                         if key in out:
                             raise DatasetError(f"{shard}: {key} is in another shard too")
@@ -70,7 +69,7 @@ def write_index(path: Path, shards: Sequence[Path]) -> int:
                 a, b = list(codecs.values())[:2]
                 raise DatasetError(f"{a} and {b} were made with different codecs; prepare one of them again")
             out.attrs["codec"] = next(iter(codecs))
-            out["symmap"] = json.dumps(_numbered(vocabulary), ensure_ascii=False)
+            write_tokenizer(out, _merged(tokenizers))
         with temporary.open("rb+") as f:
             os.fsync(f.fileno())
         os.replace(temporary, path)
@@ -89,9 +88,13 @@ def _keys(file) -> list[str]:
     ]
 
 
-def _numbered(symbols: dict[str, int]) -> dict[str, int]:
-    """The default vocabulary, with the symbols that it lacks behind it."""
-    from vall_e.tokenizer import NaiveTokenizer, default_vocabulary
-
-    known = default_vocabulary()
-    return NaiveTokenizer().extended([s for s in symbols if s not in known]).vocabulary
+def _merged(tokenizers: dict[Path, Tokenizer]) -> Tokenizer:
+    """The file that all shards were made with, or the naive tokenizer with the symbols that any of them has more."""
+    (first, one), *others = tokenizers.items()
+    if one.json is None and all(t.json is None for _, t in others):
+        known = NaiveTokenizer()
+        return known.extended(s for t in tokenizers.values() for s in t.vocabulary if s not in known.vocabulary)
+    for path, other in others:
+        if why := conflict(one, other):
+            raise DatasetError(f"{first} and {path} were made with different tokenizers: {why}; prepare one again")
+    return one

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from vall_e.tokenizer import NaiveTokenizer, Tokenizer, conflict
+
 if TYPE_CHECKING:
     import h5py
 
@@ -59,20 +61,21 @@ class CodecInfo:
     frame_rate: float
 
 
-def write_dataset(path: Path, utterances: Iterable[Utterance], vocabulary: dict[str, int], codec: CodecInfo) -> int:
+def write_dataset(path: Path, utterances: Iterable[Utterance], tokenizer: Tokenizer, codec: CodecInfo) -> int:
     """Write a dataset; its name appears when it is complete and on the disk. Returns the number of utterances."""
     import h5py
 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
+    ids = np.uint8 if max(tokenizer.vocabulary.values()) < 256 else np.uint16
     try:
         with h5py.File(temporary, "w") as f:
-            f["symmap"] = json.dumps(vocabulary, ensure_ascii=False)
+            write_tokenizer(f, tokenizer)
             f.attrs["codec"] = json.dumps(codec.__dict__)
             for u in utterances:
                 group = f.create_group(u.key)
                 group.create_dataset("audio", data=u.codes.astype(np.int16), compression="lzf")
-                group.create_dataset("text", data=u.phone_ids.astype(np.uint8), compression="lzf")
+                group.create_dataset("text", data=u.phone_ids.astype(ids), compression="lzf")
                 for name in ("text", "phonemes", "language", "duration"):
                     group.attrs[name] = getattr(u, name)
                 count += 1
@@ -82,6 +85,22 @@ def write_dataset(path: Path, utterances: Iterable[Utterance], vocabulary: dict[
     finally:
         temporary.unlink(missing_ok=True)
     return count
+
+
+def write_tokenizer(file: h5py.File, tokenizer: Tokenizer) -> None:
+    """Store a tokenizer at a dataset's root: `symmap`, and `tokenizer` for one that is made of a file."""
+    file["symmap"] = json.dumps(tokenizer.vocabulary, ensure_ascii=False)
+    if tokenizer.json is not None:
+        file["tokenizer"] = tokenizer.json
+
+
+def read_tokenizer(file: h5py.File) -> Tokenizer | None:
+    """The tokenizer of a dataset, where it has one of its own."""
+    if "tokenizer" in file:
+        from vall_e.tokenizer_json import JsonTokenizer
+
+        return JsonTokenizer(file["tokenizer"].asstr()[()], file.filename)
+    return NaiveTokenizer(json.loads(file["symmap"][()])) if "symmap" in file else None
 
 
 @dataclass(frozen=True)
@@ -105,12 +124,12 @@ class Dataset(Protocol):
 
     Attributes:
         path: what messages name.
-        vocabulary: symbol to id, where the dataset has one of its own.
+        tokenizer: phonemes to ids; None where neither the dataset nor the configuration has one.
         codec: what the codes mean, where the dataset says.
     """
 
     path: Path
-    vocabulary: dict[str, int] | None
+    tokenizer: Tokenizer | None
     codec: CodecInfo | None
 
     def entries(self, split: str, patterns: Sequence[str]) -> list[Entry]: ...
@@ -127,25 +146,32 @@ def no_match(path: Path, split: str, patterns: Sequence[str], speakers: Sequence
 class DatasetFile:
     """Reads a dataset; utterances once read stay in memory up to `cache_bytes`.
 
-    With `retokenize`, phoneme ids are made of the phonemes under the file's vocabulary, not read as stored.
+    With `retokenize`, phoneme ids are made of the phonemes, by the tokenizer given or that of the file, not read as
+    stored.
 
     It can be sent to another process, which opens the file for itself.
 
     Raises:
-        DatasetError: the file is missing, not HDF5, damaged or empty.
+        DatasetError: the file is missing, not HDF5, damaged or empty, or its ids are those of another tokenizer.
     """
 
-    def __init__(self, path: Path, cache_bytes: int = 1 << 30, *, retokenize: bool = True) -> None:
+    def __init__(
+        self, path: Path, cache_bytes: int = 1 << 30, *, retokenize: bool = True, tokenizer: Tokenizer | None = None
+    ) -> None:
         self.path = path
         self._retokenize = retokenize
         self._file: h5py.File | None = None
         self._cache: dict[str, Utterance] = {}
         self._room = cache_bytes
         file = self._open()
-        self.vocabulary: dict[str, int] | None = None
         self.codec: CodecInfo | None = None
-        if "symmap" in file:
-            self.vocabulary = json.loads(file["symmap"][()])
+        own = read_tokenizer(file)
+        if tokenizer is not None and not retokenize and (why := conflict(own or NaiveTokenizer(), tokenizer)):
+            raise DatasetError(
+                f"{path}: its phoneme ids are of another tokenizer than tokenizer_path: {why}. Set "
+                "dataset.retokenize_text=true to make them anew, or prepare the dataset again"
+            )
+        self.tokenizer = tokenizer or own
         if "codec" in file.attrs:
             self.codec = CodecInfo(**json.loads(file.attrs["codec"]))
 
@@ -232,10 +258,8 @@ class DatasetFile:
         return utterance
 
     def _ids(self, phonemes: str) -> np.ndarray:
-        from vall_e.tokenizer import NaiveTokenizer
-
         # What a dataset of another vocabulary holds that this one does not, was unknown when it was made, too.
-        return np.array(NaiveTokenizer(self.vocabulary).encode(phonemes, unknown="drop"), np.int64)
+        return np.array((self.tokenizer or NaiveTokenizer()).encode(phonemes, unknown="replace"), np.int64)
 
     def close(self) -> None:
         if self._file is not None:

@@ -12,20 +12,15 @@ in processes of their own, as CPU time beyond that of bare python.
 
 from __future__ import annotations
 
-# ruff: noqa: E402 - this file has the name of the package, so its folder must not be searched first
+# ruff: noqa: E402 - this file has the name of the package, so its folder must be searched last
 import sys
 from pathlib import Path
 
-sys.path = [p for p in sys.path if Path(p).resolve() != Path(__file__).parent]
+HERE = Path(__file__).parent
+sys.path = [p for p in sys.path if Path(p).resolve() != HERE.resolve()] + [str(HERE)]
 
-import argparse
 import dataclasses
-import datetime
 import functools
-import importlib.metadata
-import json
-import os
-import platform
 import random
 import statistics
 import subprocess
@@ -35,6 +30,7 @@ from collections.abc import Callable
 from typing import Any
 
 import yaml
+from benchmark_report import Report, argument_parser
 
 PACKAGES = (
     "basecfg",
@@ -345,57 +341,17 @@ def imports(rounds: int) -> dict[str, Row]:
     return {name: rows[name] for name in IMPORTS}
 
 
-def show(title: str, rows: dict[str, Row]) -> None:
-    columns = list(dict.fromkeys(key for row in rows.values() for key in row if key != "missing"))
-    print(f"\n{title}\n\n| |", " | ".join(columns), "|\n|---|", "---|" * len(columns), sep="")
-    for name, row in rows.items():
-        cells = [row["missing"]] if "missing" in row else [f"{row[column]:.3g}" for column in columns]
-        print(f"| {name} |", " | ".join(cells), "|")
-    sys.stdout.flush()
-
-
-def version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"
-
-
-def commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few rounds: a check that all of it runs")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/basecfg-DATE.json")
-    options = parser.parse_args()
-    now = datetime.datetime.now(datetime.UTC)
+    options = argument_parser(__doc__, "basecfg").parse_args()
+    report = Report("basecfg", PACKAGES, options.out)
     text = yaml_text()
-    results: dict[str, Any] = {
-        "date": now.isoformat(timespec="seconds"),
-        "commit": commit(),
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "load_before": os.getloadavg() if hasattr(os, "getloadavg") else None,
-        "versions": {package: version(package) for package in PACKAGES},
-        "tables": {},
-    }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "experiment.yaml"
         path.write_text(text)
         name = f"load, validate and override: {_keys(yaml.safe_load(text))} keys in {text.count(chr(10))} lines"
-        results["tables"][name] = loads(path, 5 if options.quick else 40)
-        show(name, results["tables"][name])
-    name = "import, beyond bare python"
-    results["tables"][name] = imports(2 if options.quick else 15)
-    show(name, results["tables"][name])
-    results["load_after"] = os.getloadavg() if hasattr(os, "getloadavg") else None
-    out = options.out or Path(__file__).parent / "results" / f"basecfg-{now:%Y-%m-%d}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\n{out}")
+        report.table(name, loads(path, 5 if options.quick else 40))
+    report.table("import, beyond bare python", imports(2 if options.quick else 15))
+    report.close()
 
 
 def _keys(data: Any) -> int:

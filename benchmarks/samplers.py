@@ -9,28 +9,24 @@ memory is that of one sampler; the contenders take turns, a figure is the median
 
 from __future__ import annotations
 
-# ruff: noqa: E402 - this file has the name of the package, so its folder must not be searched first
+# ruff: noqa: E402 - this file has the name of the package, so its folder must be searched last
 import sys
 from pathlib import Path
 
-sys.path = [p for p in sys.path if Path(p).resolve() != Path(__file__).parent]
+HERE = Path(__file__).parent
+sys.path = [p for p in sys.path if Path(p).resolve() != HERE.resolve()] + [str(HERE)]
 
-import argparse
-import datetime
-import importlib.metadata
 import json
 import multiprocessing
-import os
-import platform
 import random
 import resource
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from benchmark_report import Report, argument_parser
 from samplers import BucketSampler, RandomSampler
 from samplers._report import co_pair, lag1
 
@@ -293,31 +289,8 @@ def lognormal() -> np.ndarray:
     return np.clip(np.random.default_rng(0).lognormal(1.9, 0.65, 100_000), 1, 40)
 
 
-def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
-    columns = list(dict.fromkeys(key for row in rows.values() for key in row if key != "missing"))
-    print(f"\n{title}\n\n| |", " | ".join(columns), "|\n|---|", "---|" * len(columns), sep="")
-    for name, row in rows.items():
-        cells = [row["missing"]] if "missing" in row else [f"{row[c]:.4g}" if c in row else "" for c in columns]
-        print(f"| {name} |", " | ".join(cells), "|")
-    sys.stdout.flush()
-
-
-def version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"
-
-
-def commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few indices and items: a check that all of it runs")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/samplers-DATE.json")
+    parser = argument_parser(__doc__, "samplers")
     parser.add_argument("--n", type=float, default=1e8, help="indices; peers need up to 130 bytes of memory for each")
     parser.add_argument("--budget", type=float, default=60.0, help="of a batch, for the files of lengths")
     parser.add_argument(
@@ -329,39 +302,21 @@ def main() -> None:
     )
     options = parser.parse_args()
     n, middle, rounds = (10**5, 10**5, 1) if options.quick else (int(options.n), 10**7, 3)
-    now = datetime.datetime.now(datetime.UTC)
-    results: dict[str, Any] = {
-        "date": now.isoformat(timespec="seconds"),
-        "commit": commit(),
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "load_before": os.getloadavg() if hasattr(os, "getloadavg") else None,
-        "versions": {package: version(package) for package in PACKAGES},
-        "tables": {},
-    }
-
-    def table(title: str, rows: dict[str, dict[str, Any]]) -> None:
-        results["tables"][title] = rows
-        show(title, rows)
-
+    report = Report("samplers", PACKAGES, options.out)
     draws = {name: (measure_random, name, n, 10**6) for name in RANDOM}
-    table(f"{n:.0e} indices in random order: the first, 1e6 more, memory", in_turn(draws, rounds))
+    report.table(f"{n:.0e} indices in random order: the first, 1e6 more, memory", in_turn(draws, rounds))
     life = {f"samplers, {size:.0e}": (measure_life, size) for size in (10**8, 10**9, 10**12)}
-    table("construct, draw, save, resume in the middle", in_turn(life, rounds))
+    report.table("construct, draw, save, resume in the middle", in_turn(life, rounds))
     own = {f"torchdata's sampler, {middle:.0e}": (measure_torchdata_resume, middle)}
-    table("torchdata's own sampler resumed in the middle", in_turn(own, 1))
+    report.table("torchdata's own sampler resumed in the middle", in_turn(own, 1))
     loader = {f"{name}, {middle:.0e}": (measure_loader, name, middle) for name in ("samplers", "torchdata")}
-    table("StatefulDataLoader resumed in the middle", in_turn(loader, 1))
+    report.table("StatefulDataLoader resumed in the middle", in_turn(loader, 1))
     sets = {"lognormal": (lognormal()[: 5000 if options.quick else None], 400.0)}
     sets |= {path.stem: (np.loadtxt(path, usecols=0, ndmin=1), options.budget) for path in options.lengths}
     for title, (costs, budget) in sets.items():
         rows = {name: (measure_buckets, name, costs, budget) for name in BUCKETS}
-        table(f"batches of {len(costs)} lengths ({title}), padded budget {budget:g}", in_turn(rows, 1))
-    results["load_after"] = os.getloadavg() if hasattr(os, "getloadavg") else None
-    out = options.out or Path(__file__).parent / "results" / f"samplers-{now:%Y-%m-%d}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\n{out}")
+        report.table(f"batches of {len(costs)} lengths ({title}), padded budget {budget:g}", in_turn(rows, 1))
+    report.close()
 
 
 if __name__ == "__main__":

@@ -10,23 +10,18 @@ file is synced, as stateio does by itself. The file read was written just before
 
 from __future__ import annotations
 
-# ruff: noqa: E402 - this file has the name of the package, so its folder must not be searched first
+# ruff: noqa: E402 - this file has the name of the package, so its folder must be searched last
 import sys
 from pathlib import Path
 
-sys.path = [p for p in sys.path if Path(p).resolve() != Path(__file__).parent]
+HERE = Path(__file__).parent
+sys.path = [p for p in sys.path if Path(p).resolve() != HERE.resolve()] + [str(HERE)]
 
-import argparse
-import datetime
-import importlib.metadata
-import json
 import multiprocessing
 import os
-import platform
 import random
 import shutil
 import statistics
-import subprocess
 import tempfile
 import time
 import warnings
@@ -37,6 +32,7 @@ from typing import Any
 
 import stateio
 import torch
+from benchmark_report import Report, argument_parser
 
 PACKAGES = ("stateio", "torch", "safetensors", "huggingface_hub", "xxhash", "orjson", "numpy")
 LIMIT = "limit"
@@ -371,31 +367,8 @@ def memory(parent: Path) -> dict[str, dict[str, Row]]:
     return results
 
 
-def show(title: str, rows: dict[str, Row]) -> None:
-    columns = list(dict.fromkeys(key for row in rows.values() for key in row if key != "missing"))
-    print(f"\n{title}\n\n| |", " | ".join(columns), "|\n|---|", "---|" * len(columns), sep="")
-    for name, row in rows.items():
-        cells = [row["missing"]] if "missing" in row else [f"{row[column]:.3g}" for column in columns]
-        print(f"| {name} |", " | ".join(cells), "|")
-    sys.stdout.flush()
-
-
-def version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"
-
-
-def commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small files and few rounds: a check that all of it runs")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/stateio-DATE.json")
+    parser = argument_parser(__doc__, "stateio")
     parser.add_argument("--folder", type=Path, help="where files are written, by default /dev/shm where there is one")
     parser.add_argument("--sync", action="store_true", help="sync every writer's files, for a folder on a disk")
     parser.add_argument("--rounds", type=int)
@@ -403,20 +376,8 @@ def main() -> None:
     shared = Path("/dev/shm")
     parent = options.folder or (shared if shared.is_dir() else Path(tempfile.gettempdir()))
     rounds = options.rounds or (2 if options.quick else 5)
-    now = datetime.datetime.now(datetime.UTC)
-    results: dict[str, Any] = {
-        "date": now.isoformat(timespec="seconds"),
-        "commit": commit(),
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_before": os.getloadavg() if hasattr(os, "getloadavg") else None,
-        "folder": str(parent),
-        "sync": options.sync,
-        "rounds": rounds,
-        "versions": {package: version(package) for package in PACKAGES},
-        "tables": {},
-    }
+    facts = {"threads": torch.get_num_threads(), "folder": str(parent), "sync": options.sync, "rounds": rounds}
+    report = Report("stateio", PACKAGES, options.out, **facts)
     states = {
         "transformer": transformer(2, 128) if options.quick else transformer(12, 512),
         "many small": small_tensors(1000 if options.quick else 20_000),
@@ -425,19 +386,11 @@ def main() -> None:
         for title, state in states.items():
             size = sum(tensor.nbytes for tensor in state.values()) / 2**20
             for action, rows in compare(state, Path(folder) / "files", rounds, options.sync).items():
-                name = f"{action}: {title}, {len(state)} tensors, {size:.0f} MiB"
-                results["tables"][name] = rows
-                show(name, rows)
+                report.table(f"{action}: {title}, {len(state)} tensors, {size:.0f} MiB", rows)
         if Path("/proc/self/clear_refs").exists():
             for action, rows in memory(Path(folder)).items():
-                name = f"extra memory, {action}: 32 tensors of 8 MiB"
-                results["tables"][name] = rows
-                show(name, rows)
-    results["load_after"] = os.getloadavg() if hasattr(os, "getloadavg") else None
-    out = options.out or Path(__file__).parent / "results" / f"stateio-{now:%Y-%m-%d}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\n{out}")
+                report.table(f"extra memory, {action}: 32 tensors of 8 MiB", rows)
+    report.close()
 
 
 if __name__ == "__main__":

@@ -10,21 +10,17 @@ contenders take turns, a figure is the median of the rounds.
 
 from __future__ import annotations
 
-# ruff: noqa: E402 - this file has the name of the package, so its folder must not be searched first
+# ruff: noqa: E402 - this file has the name of the package, so its folder must be searched last
 import sys
 from pathlib import Path
 
-sys.path = [p for p in sys.path if Path(p).resolve() != Path(__file__).parent]
+HERE = Path(__file__).parent
+sys.path = [p for p in sys.path if Path(p).resolve() != HERE.resolve()] + [str(HERE)]
 
-import argparse
 import contextlib
-import datetime
-import importlib.metadata
 import io
-import json
 import logging
 import os
-import platform
 import statistics
 import subprocess
 import tempfile
@@ -37,6 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import trainloop
+from benchmark_report import Report, Rows, argument_parser
 from torch import nn
 from trainloop.hooks import AfterOptimizerStep, BatchFetched, BeforeForward, Hooks, StepEnd
 from trainloop.persist import detached_copy
@@ -261,7 +258,7 @@ def cpu(run: Callable[[int], None], steps: int) -> float:
     return time.process_time() - begin
 
 
-def steps_table(short: int, long: int, rounds: int) -> dict[str, dict[str, Any]]:
+def steps_table(short: int, long: int, rounds: int) -> Rows:
     slopes: dict[str, list[float]] = {}
     missing: dict[str, str] = {}
     for n in range(rounds + 1):  # the first warms up
@@ -277,7 +274,7 @@ def steps_table(short: int, long: int, rounds: int) -> dict[str, dict[str, Any]]
             if n:
                 slopes.setdefault(name, []).append((many - few) / (long - short) * 1e6)
     base = statistics.median(slopes["raw loop"])
-    rows: dict[str, dict[str, Any]] = {}
+    rows: Rows = {}
     for name in RUNNERS:
         if name in missing:
             rows[name] = {"missing": missing[name]}
@@ -288,7 +285,7 @@ def steps_table(short: int, long: int, rounds: int) -> dict[str, dict[str, Any]]
     return rows
 
 
-def imports_table(rounds: int) -> dict[str, dict[str, Any]]:
+def imports_table(rounds: int) -> Rows:
     seconds: dict[str, list[float]] = {name: [] for name in IMPORTS}
     missing: dict[str, str] = {}
     for n in range(rounds + 1):
@@ -309,7 +306,7 @@ def imports_table(rounds: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def event_table() -> dict[str, dict[str, Any]]:
+def event_table() -> Rows:
     """An event nobody listens to, against a look-up in a dict of as many entries."""
     import timeit
 
@@ -322,7 +319,7 @@ def event_table() -> dict[str, dict[str, Any]]:
     return {name: {"ns": round(ns, 1)} for name, ns in best.items()}
 
 
-def save_table(mib: int, rounds: int) -> dict[str, dict[str, Any]]:
+def save_table(mib: int, rounds: int) -> Rows:
     """How long an asynchronous save holds training up, against copying the state; both by the clock, in turns."""
     width = int((mib * 2**20 / 4 / 3) ** 0.5)  # Adam's two moments beside the weights
     module = nn.Linear(width, width, bias=False)
@@ -368,50 +365,15 @@ def save_table(mib: int, rounds: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def commit() -> str:
-    out = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    return out.stdout.strip() or "unknown"
-
-
-def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
-    print(f"\n{title}")
-    for name, row in rows.items():
-        cells = "  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
-        print(f"  {name:42} {cells}", flush=True)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few steps and one round: a check that all of it runs")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/trainloop-DATE.json")
+    parser = argument_parser(__doc__, "trainloop")
     parser.add_argument("--only", nargs="*", default=["steps", "event", "save", "imports"], help="which tables")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    now = datetime.datetime.now(datetime.UTC)
-    results: dict[str, Any] = {
-        "date": now.isoformat(timespec="seconds"),
-        "commit": commit(),
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "load_before": os.getloadavg() if hasattr(os, "getloadavg") else None,
-        "versions": {package: version(package) for package in PACKAGES},
-        "tables": {},
-    }
-
-    def table(title: str, rows: dict[str, dict[str, Any]]) -> None:
-        results["tables"][title] = rows
-        show(title, rows)
-
+    report = Report("trainloop", PACKAGES, options.out)
     short, long, rounds = (20, 60, 1) if options.quick else (100, 500, 5)
     # The engine of trainloop makes DeepSpeed's group, which DeepSpeed alone then uses as well.
-    tables: dict[str, tuple[str, Callable[[], dict[str, dict[str, Any]]]]] = {
+    tables: dict[str, tuple[str, Callable[[], Rows]]] = {
         "steps": ("CPU time of a step of a tiny MLP", lambda: steps_table(short, long, rounds)),
         "event": ("an event", event_table),
         "save": ("an asynchronous save", lambda: save_table(16 if options.quick else 256, 2 if options.quick else 7)),
@@ -419,12 +381,8 @@ def main() -> None:
     }
     for name in options.only:
         title, measure = tables[name]
-        table(title, measure())
-    results["load_after"] = os.getloadavg() if hasattr(os, "getloadavg") else None
-    out = options.out or Path(__file__).parent / "results" / f"trainloop-{now:%Y-%m-%d}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\n{out}")
+        report.table(title, measure())
+    report.close()
 
 
 if __name__ == "__main__":

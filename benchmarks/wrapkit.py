@@ -1,7 +1,7 @@
 """wrapkit against torch, bitsandbytes, torchao, apollo-torch and galore-torch, in one run.
 
     uv run --no-sync --with apollo-torch --with galore-torch python benchmarks/wrapkit.py [--quick] [--out FILE]
-        [--only step,replace,memory,characters] [--seeds 3]
+        [--only step replace memory characters] [--seeds 3]
 
 * step: CPU time of one optimizer step (less sensitive to load than wall time) and bytes of state, optimizers in turn,
   medians; the limit is the time of reading and writing the weights once and reading the gradients once.
@@ -15,19 +15,16 @@ installed is named as missing.
 
 from __future__ import annotations
 
-# ruff: noqa: E402 - this file has the name of the package, so its folder must not be searched first
+# ruff: noqa: E402 - this file has the name of the package, so its folder must be searched last
 import sys
 from pathlib import Path
 
-sys.path = [p for p in sys.path if Path(p).resolve() != Path(__file__).parent]
+HERE = Path(__file__).parent
+sys.path = [p for p in sys.path if Path(p).resolve() != HERE.resolve()] + [str(HERE)]
 
-import argparse
-import datetime
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import statistics
 import sysconfig
 import time
@@ -36,6 +33,7 @@ from typing import Any
 
 import torch
 import wrapkit
+from benchmark_report import Report, Rows, argument_parser
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -171,9 +169,9 @@ def build_all(names: Iterable[str], make: Callable[[], nn.Module], lr: float = 1
 # Measurements ---------------------------------------------------------------------------------------------------
 
 
-def measure_step(quick: bool) -> list[dict[str, Any]]:
+def measure_step(quick: bool) -> Rows:
     """CPU seconds of a step, optimizers in turn, medians; at the size of the character model and at a larger one."""
-    rows = []
+    rows: Rows = {}
     for width, layers, rounds in [(128, 5, 20)] if quick else [(128, 5, 40), (512, 4, 8)]:
         torch.manual_seed(0)
         built = build_all(BUILDERS, lambda w=width, n=layers: CharacterModel(w, n))
@@ -200,15 +198,14 @@ def measure_step(quick: bool) -> list[dict[str, Any]]:
         size = f"d{width} x {layers}"
         for name, pair in built.items():
             if isinstance(pair, str):
-                rows.append({"size": size, "optimizer": name, "seconds": None, "note": pair})
+                rows[f"{size}, {name}"] = {"missing": pair}
                 continue
             seconds = statistics.median(times[name])
             held = state_bytes(pair[1], pair[0])
-            row = {"size": size, "optimizer": name, "cpu ms": 1e3 * seconds, "of AdamW foreach": seconds / base}
-            rows.append(row | {"state bytes": held, "state of AdamW": held / plain})
+            row = {"cpu ms": 1e3 * seconds, "of AdamW foreach": seconds / base}
+            rows[f"{size}, {name}"] = row | {"state bytes": held, "state of AdamW": held / plain}
         seconds = statistics.median(limit[3:])
-        row = {"size": size, "optimizer": "limit: w -= a g", "cpu ms": 1e3 * seconds}
-        rows.append(row | {"of AdamW foreach": seconds / base})
+        rows[f"{size}, limit: w -= a g"] = {"cpu ms": 1e3 * seconds, "of AdamW foreach": seconds / base}
     return rows
 
 
@@ -216,7 +213,7 @@ class Other(nn.Linear):
     pass
 
 
-def measure_replace(quick: bool) -> list[dict[str, Any]]:
+def measure_replace(quick: bool) -> Rows:
     """Seconds to swap every linear layer of a model and to swap them back; copying the weights is the comparison."""
     count = 200 if quick else 2000
     model = nn.Sequential(*[nn.Sequential(nn.Linear(256, 256), nn.GELU()) for _ in range(count)])
@@ -237,13 +234,13 @@ def measure_replace(quick: bool) -> list[dict[str, Any]]:
             new.load_state_dict(block[0].state_dict())
         times["build and copy the weights"].append(time.perf_counter() - start)
     base = statistics.median(times["build and copy the weights"])
-    return [
-        {"what": name, "layers": count, "ms": 1e3 * statistics.median(t), "of copying": statistics.median(t) / base}
+    return {
+        f"{name}, {count} layers": {"ms": 1e3 * statistics.median(t), "of copying": statistics.median(t) / base}
         for name, t in times.items()
-    ]
+    }
 
 
-def measure_memory(quick: bool) -> list[dict[str, Any]]:
+def measure_memory() -> Rows:
     """Predicted bytes of training the character model, and measured ones."""
     from wrapkit._plan import measure
     from wrapkit._saved import SavedTensors
@@ -259,13 +256,13 @@ def measure_memory(quick: bool) -> list[dict[str, Any]]:
         "bnb.int8, LoRA 8": ([wrapkit.Replace("bnb.int8", blocks), wrapkit.LoRA(8, policy=blocks)], "adamw"),
         "checkpointed": ([wrapkit.Checkpoint(blocks)], "adamw"),
     }
-    rows = []
+    rows: Rows = {}
     for name, (changes, optimizer) in cases.items():
         model = CharacterModel()
         try:
             plan = wrapkit.plan(model, *changes, optimizer=wrapkit.Optim(optimizer), sample=ids)
         except wrapkit.BackendUnavailable as error:
-            rows.append({"case": name, "note": f"missing: {error}"})
+            rows[name] = {"missing": f"missing: {error}"}
             continue
         handle = plan.apply()
         with SavedTensors(model) as saved:
@@ -275,9 +272,9 @@ def measure_memory(quick: bool) -> list[dict[str, Any]]:
         handle.optimizer.step()
         found, told = measure(model, handle.optimizer), plan.memory["cpu"]
         found.activations = saved.bytes
-        row = {"case": name, "state told": told.optimizer, "state found": found.optimizer}
+        row = {"state told": told.optimizer, "state found": found.optimizer}
         row |= {"activations told": told.activations, "activations found": found.activations}
-        rows.append(row | {"total told": told.total, "total found": found.total})
+        rows[name] = row | {"total told": told.total, "total found": found.total}
     return rows
 
 
@@ -346,7 +343,7 @@ def train(name: str, lr: float, seed: int, steps: int, size: int = 8, context: i
     return row | {"state bytes": held, "step cpu seconds": spent}
 
 
-def measure_characters(quick: bool, seeds: int, partial: Path) -> list[dict[str, Any]]:
+def measure_characters(quick: bool, seeds: int, partial: Path) -> Rows:
     """Each run is written as it ends; a run that was written is not made again."""
     done = json.loads(partial.read_text()) if partial.exists() else []
     for seed in range(1 if quick else seeds):
@@ -356,75 +353,37 @@ def measure_characters(quick: bool, seeds: int, partial: Path) -> list[dict[str,
             done.append(train(name, lr, seed, 20 if quick else 400))
             print(done[-1], flush=True)
             partial.write_text(json.dumps(done, indent=1))
-    rows = []
+    rows: Rows = {}
     for name, lr in CHARACTERS:
         own = [r for r in done if (r["optimizer"], r["lr"]) == (name, lr)]
         losses = [r["loss"] for r in own if r["loss"] is not None]
         if not losses:
-            rows.append({"optimizer": name, "lr": lr, "note": own[0]["note"]})
+            rows[f"{name}, lr {lr:g}"] = {"missing": own[0]["note"]}
             continue
         spread = statistics.stdev(losses) if len(losses) > 1 else None
-        row = {"optimizer": name, "lr": lr, "loss": statistics.mean(losses), "deviation": spread, "seeds": len(losses)}
-        rows.append(row | {"state bytes": own[0]["state bytes"]})
+        row = {"loss": statistics.mean(losses), "deviation": spread, "seeds": len(losses)}
+        rows[f"{name}, lr {lr:g}"] = row | {"state bytes": own[0]["state bytes"]}
     return rows
 
 
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    print(f"\n## {title}")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    print("| " + " | ".join(columns) + " |")
-    print("|" + "---|" * len(columns))
-    for row in rows:
-        cells = [row.get(c, "") for c in columns]
-        print("| " + " | ".join(f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells) + " |")
-
-
-def versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "missing"
-    return found
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", default="step,replace,memory,characters")
-    parser.add_argument("--seeds", type=int, default=3)
-    arguments = parser.parse_args()
-    today = datetime.date.today().isoformat()
-    out = arguments.out or Path(__file__).parent / "results" / f"wrapkit-{today}.json"
+    parser = argument_parser(__doc__, "wrapkit")
+    parser.add_argument("--only", nargs="*", default=["step", "replace", "memory", "characters"], help="which tables")
+    parser.add_argument("--seeds", type=int, default=3, help="of the character model")
+    options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    result: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
-    result |= {"date": today, "packages": versions(), "machine": platform.processor() or platform.machine()}
-    wanted = arguments.only.split(",")
-    if "step" in wanted:
-        result["step"] = measure_step(arguments.quick)
-        show("One optimizer step", result["step"])
-        keep(out, result)
-    if "replace" in wanted:
-        result["replace"] = measure_replace(arguments.quick)
-        show("Replacing", result["replace"])
-        keep(out, result)
-    if "memory" in wanted:
-        result["memory"] = measure_memory(arguments.quick)
-        show("Bytes told and found", result["memory"])
-        keep(out, result)
-    if "characters" in wanted:
-        partial = out.with_suffix(".runs.json")
-        result["characters"] = measure_characters(arguments.quick, arguments.seeds, partial)
-        show("Character model", result["characters"])
-        keep(out, result)
-    print(f"\nwritten to {out}")
-
-
-def keep(out: Path, result: dict[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    report = Report("wrapkit", PACKAGES, options.out)
+    partial = report.out.with_suffix(".runs.json")
+    tables: dict[str, tuple[str, Callable[[], Rows]]] = {
+        "step": ("one optimizer step", lambda: measure_step(options.quick)),
+        "replace": ("replacing", lambda: measure_replace(options.quick)),
+        "memory": ("bytes told and found", measure_memory),
+        "characters": ("character model", lambda: measure_characters(options.quick, options.seeds, partial)),
+    }
+    for name in options.only:
+        title, measure = tables[name]
+        report.table(title, measure())
+    report.close()
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def ranks() -> None:
     with distkit.session() as env:
         assert_type(env.rank, int)
     assert_type(distkit.is_leader(), bool)
-    assert_type(distkit.launch(distkit.world_size, 2), list[Any])
+    assert_type(distkit.launch(distkit.world_size, 2), list[int])
 
 
 def optimizing(module: torch.nn.Module) -> None:

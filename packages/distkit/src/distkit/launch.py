@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from distkit.session import session
 
 Start = Literal["auto", "forkserver", "spawn"]
+T = TypeVar("T")
 
 
 class LaunchError(RuntimeError):
@@ -34,13 +35,13 @@ class LaunchError(RuntimeError):
 
 
 def launch(
-    fn: Callable[..., Any],
+    fn: Callable[..., T],
     nprocs: int,
     args: Sequence[Any] = (),
     *,
     timeout: float = 600.0,
     start: Start = "auto",
-) -> list[Any]:
+) -> list[T]:
     """Run `fn(*args)` on `nprocs` ranks, each in a gloo session of its own process.
 
     The ranks meet at a store this process holds, on a port the system chose, so that launches side by

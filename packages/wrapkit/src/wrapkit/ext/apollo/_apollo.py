@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any, Literal
 
@@ -113,11 +113,11 @@ class Apollo(Optimizer):
     ) -> None:
         gradients = [_wide(p.grad).float() for p in parameters]  # m, n
         states = [self._state(p, group, g) for p, g in zip(parameters, gradients, strict=True)]
-        steps: list[float] = []
+        torch._foreach_add_([state["step"] for state in states], 1)
+        steps = [state["step"].item() for state in states]
         reduced: list[Tensor] = []  # r, n
-        for number, state, gradient in zip(numbers, states, gradients, strict=True):
-            steps.append(state["step"].add_(1).item())
-            period = (int(steps[-1]) - 1) // group["period"]
+        for number, state, step, gradient in zip(numbers, states, steps, gradients, strict=True):
+            period = (int(step) - 1) // group["period"]
             # One scale for a whole matrix is a noisy guess; with a projection in common all of them would err together.
             stream = number if group["scaling"] == "tensor" else 0
             key = (group["seed"], stream, gradient.size(0), state["exp_avg"].size(0), period, gradient.device)
@@ -126,12 +126,14 @@ class Apollo(Optimizer):
             reduced.append(drawn[key] @ gradient)
         directions = _adam(reduced, states, steps, group["betas"], group["eps"])  # r, n
         if group["scaling"] == "channel":
-            pairs = zip(directions, reduced, strict=True)
-            scales = [_ratio(_channel_norms(d), _channel_norms(r)) for d, r in pairs]  # n
-            norms = _norms([s * _channel_norms(g) for s, g in zip(scales, gradients, strict=True)])
+            ratios = _ratio(_channel_norms(directions), _channel_norms(reduced))
+            channels = [gradient.size(1) for gradient in gradients]
+            norms = _norms((ratios * _channel_norms(gradients)).split(channels))
+            scales = ratios.split(channels)  # n
         else:
             whole = _ratio(_norms(directions), _norms(reduced))
-            scales, norms = list(whole.unbind()), whole * _norms(gradients)
+            norms = whole * _norms(gradients)
+            scales = whole.unbind()
         root = math.sqrt(group["scale"])
         factors = _limit(norms * root if group["scale_front"] else norms, states, group["limit"]) * root
         scales = [s * f for s, f in zip(scales, factors.unbind(), strict=True)]
@@ -220,15 +222,22 @@ def _adam(
     return torch._foreach_div(first, spread)
 
 
-def _norms(tensors: list[Tensor]) -> Tensor:
+def _norms(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(tensors))
 
 
-def _channel_norms(matrix: Tensor) -> Tensor:
+def _channel_norms(matrices: list[Tensor]) -> Tensor:
+    """The norms of the columns of all matrices, one after the other."""
+    return torch.cat([_column_norms(matrix) for matrix in matrices])
+
+
+def _column_norms(matrix: Tensor) -> Tensor:
     """The norm of each column, n."""
     if matrix.device.type != "cpu" or matrix.stride(0) == 1:
         return matrix.norm(dim=0)
     # On a CPU that takes ten times as long where rows are contiguous; squares of a few rows stay in its cache.
+    if matrix.numel() <= CACHED:
+        return matrix.square().sum(dim=0).sqrt_()
     parts = [rows.square().sum(dim=0) for rows in matrix.split(max(1, CACHED // matrix.size(1)))]
     return sum(parts[1:], start=parts[0]).sqrt_()
 

@@ -110,7 +110,7 @@ def test_a_part_longer_than_the_file_is_thrown_away(server, hub, tmp_path):
 
 
 def test_errors_say_what_to_do(server, hub, tmp_path):
-    with pytest.raises(DownloadError, match="no repository org/nte at http://127.*or it is private"):
+    with pytest.raises(DownloadError, match=r"no repository org/nte at http://127.*or it is private"):
         hub.snapshot("org/nte")
     with pytest.raises(DownloadError, match="has no revision 'v9'"):
         hub.snapshot("org/net", "v9")
@@ -133,7 +133,7 @@ def test_without_a_network_the_cache_answers_or_the_remedy_is_named(server, hub,
     assert "cannot be reached" in caplog.text
     assert "the copy in the cache" in caplog.text
     assert Hub(server.endpoint, tmp_path / "cache", offline=True).snapshot("org/net", **only_text) == folder
-    with pytest.raises(DownloadError, match="no whole copy of it. Load it once with a network"):
+    with pytest.raises(DownloadError, match=r"no whole copy of it\. Load it once with a network"):
         hub.snapshot("org/net")  # not all of it is there
     with pytest.raises(DownloadError, match=r"cannot be reached .* or give a local folder"):
         Hub(server.endpoint, tmp_path / "empty").snapshot("org/net")

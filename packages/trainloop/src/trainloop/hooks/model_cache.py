@@ -88,8 +88,9 @@ class ModelCache:
 
     Args:
         loader: makes the models by name, and says on which device they are used.
-        max_bytes: budget on the device. A model that is being loaded is beside it on the CPU, in no budget.
-        cpu_bytes: budget of offloaded models in the memory of the host.
+        max_bytes: budget on the device.
+        cpu_bytes: budget of offloaded models in the memory of the host. A model on its way to the device is in the
+            host's memory beside it.
         disk: a folder for offloaded models, in a subfolder that goes with the cache; None for no such level.
         disk_bytes: budget there; None for no limit.
         timeout: seconds to wait for room that other leases take.
@@ -127,7 +128,7 @@ class ModelCache:
         self._moving = threading.RLock()  # held by the one thread that moves models between levels
         self._background = ThreadPoolExecutor(1, thread_name_prefix="model-cache")
         self._counts: Counter[str] = Counter()
-        self._tick = self._releases = 0  # of uses; of times a model became free to leave
+        self._tick = self._releases = 0
         self._closed = False
 
     def attach(self, hooks: Hooks) -> None:
@@ -241,8 +242,6 @@ class ModelCache:
     def _arrived(self, entry: _Entry) -> None:
         with self._table:
             entry.arriving = None
-            self._releases += 1
-            self._table.notify_all()
 
     def _arrive(self, entry: _Entry) -> None:
         """Load or fetch the model back. `_moving` is not held while loading, nor while waiting for room."""
@@ -256,7 +255,7 @@ class ModelCache:
                 if known[1] is not None:
                     self._check_size(entry, known[1].nbytes)
                     seen = self._releases
-                    if self._make_room("device", known[1].nbytes):
+                    if self._make_room("device", known[1].nbytes, entry):
                         self._place(entry, *known, new=loaded is not None)
                         return
             if known[1] is not None:
@@ -310,29 +309,31 @@ class ModelCache:
 
     # Making room. `_moving` is held.
 
-    def _make_room(self, level: Level, need: int) -> bool:
-        """Move models away from `level` until `need` bytes fit; False, and nothing moved, when they cannot."""
+    def _make_room(self, level: Level, need: int, incoming: _Entry) -> bool:
+        """Move models away from `level` until `need` bytes fit; False, and nothing moved, when they cannot.
+
+        `incoming` is about to leave the lower level it is at, and takes no room there.
+        """
         while True:
             with self._table:
-                at_level = [e for e in self._entries.values() if e.level == level]
+                at_level = [e for e in self._entries.values() if e.level == level and e is not incoming]
                 if sum(e.nbytes for e in at_level) + need <= self._budget[level]:
                     return True
-                idle = [e for e in at_level if not e.users and e.arriving is None]
-                if sum(e.nbytes for e in at_level if e not in idle) + need > self._budget[level]:
+                if sum(e.nbytes for e in at_level if e.users) + need > self._budget[level]:
                     return False
-                oldest = min(idle, key=lambda e: e.last_used)
+                oldest = min((e for e in at_level if not e.users), key=lambda e: e.last_used)
                 oldest.leaving = True
             try:
-                self._move_down(oldest)
+                self._move_down(oldest, incoming)
             finally:
                 with self._table:
                     oldest.leaving = False
 
-    def _move_down(self, entry: _Entry) -> None:
+    def _move_down(self, entry: _Entry, incoming: _Entry) -> None:
         model, memory, was = entry.model, entry.memory, entry.level
         assert memory is not None
         lower = _LEVELS[_LEVELS.index(was) + 1 :]
-        to = next(level for level in lower if level == "source" or self._make_room(level, memory.nbytes))
+        to = next(level for level in lower if level == "source" or self._make_room(level, memory.nbytes, incoming))
         if to == "cpu":
             memory.to("cpu")
         elif to == "disk":

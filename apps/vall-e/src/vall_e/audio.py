@@ -74,7 +74,7 @@ def write_wav(path: str | Path, samples: np.ndarray, sample_rate: int) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    data = _int16(samples)
+    data = to_int16(samples).tobytes()
     try:
         with wave.open(str(temporary), "wb") as f:
             f.setnchannels(1)
@@ -101,7 +101,7 @@ def stream_wav(path: str | Path, chunks: Iterable[np.ndarray], sample_rate: int)
     try:
         out.write(_header(0x7FFFF000, sample_rate))
         for chunk in chunks:
-            out.write(_int16(chunk))
+            out.write(to_int16(chunk).tobytes())
             out.flush()
             total += len(chunk)
         if out.seekable():
@@ -113,10 +113,11 @@ def stream_wav(path: str | Path, chunks: Iterable[np.ndarray], sample_rate: int)
     return total
 
 
-def _int16(samples: np.ndarray) -> bytes:
+def to_int16(samples: np.ndarray) -> np.ndarray:
+    """Float samples in -1 to 1 (clipped) as the little-endian numbers of a WAV."""
     import numpy as np
 
-    return (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
+    return (np.clip(samples, -1, 1) * 32767).astype("<i2")
 
 
 def _header(size: int, sample_rate: int) -> bytes:

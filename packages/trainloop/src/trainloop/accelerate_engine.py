@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,14 @@ class AccelerateEngine(TorchEngine):
     @property
     def bare_module(self) -> nn.Module:
         return self.accelerator.unwrap_model(self.module)
+
+    def set_trainable(self, by: str, allowed: Mapping[str, bool]) -> None:
+        if self.accelerator.num_processes > 1:
+            raise ValueError(
+                f"engine {self.name!r}: on several ranks accelerate wraps once for what is trained, and {by} would "
+                "change that. Freeze before making the engine, or use DDPEngine, which is wrapped anew"
+            )
+        super().set_trainable(by, allowed)
 
     def forward_context(self, *, last: bool = True) -> AbstractContextManager[Any]:
         autocast = super().forward_context(last=last)

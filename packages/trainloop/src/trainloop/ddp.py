@@ -40,13 +40,17 @@ class DDPEngine(TorchEngine):
     ) -> None:
         super().__init__(name, module, optimizer, **kwargs)
         self._bare = module
+        self._options: dict[str, Any] = {"broadcast_buffers": False}
+        if self.device.type == "cuda":
+            self._options["device_ids"] = [self.device.index]
+        self._options |= ddp or {}
         self._wrapped: DistributedDataParallel | None = None
         if self.role == "train" and dist.is_initialized() and dist.get_world_size() > 1:
-            options: dict[str, Any] = {"broadcast_buffers": False}
-            if self.device.type == "cuda":
-                options["device_ids"] = [self.device.index]
-            self._wrapped = DistributedDataParallel(module, **{**options, **(ddp or {})})
-            self.module = self._wrapped
+            self._wrap()
+
+    def _wrap(self) -> None:
+        self.module = self._wrapped = DistributedDataParallel(self._bare, **self._options)
+        self._reduced = {n for n, p in self._bare.named_parameters() if p.requires_grad}
 
     @property
     def bare_module(self) -> nn.Module:
@@ -66,6 +70,13 @@ class DDPEngine(TorchEngine):
             # A rank whose forward pass was the last of the window already told DDP to expect its backward.
             self._wrapped.reducer._reset_state()
         return super().skip(reason, norm)
+
+    def _prepare_for(self, trained: set[str]) -> None:
+        """DDP reduces what took gradients when it was made and waits for all of it: make it anew. Collective."""
+        if self._wrapped is None or trained == self._reduced:
+            return
+        del self._wrapped.reducer, self._wrapped.logger  # the last references: its hooks leave the parameters
+        self._wrap()
 
     def _after_window(self) -> None:
         if self._wrapped is None:

@@ -112,6 +112,19 @@ class DeepSpeedEngine(TorchEngine):
     def bare_module(self) -> nn.Module:
         return self.module.module
 
+    def set_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        raise ValueError(
+            f"engine {self.name!r}: DeepSpeed keeps the optimizer it was made with. Use DDPEngine or FSDPEngine, or "
+            "end the run there and start another with Resume(init_from=…, module_only=True)"
+        )
+
+    def set_trainable(self, by: str, allowed: Mapping[str, bool]) -> None:
+        raise ValueError(
+            f"engine {self.name!r}: DeepSpeed divides what is trained once, when it is made, and {by} would change "
+            "that. Freeze before making the engine, use DDPEngine or FSDPEngine, or end the run there and start "
+            "another with Resume(init_from=…, module_only=True)"
+        )
+
     def begin(self) -> None:
         self._window, self._complete = None, False
         for p in self.bare_module.parameters():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.optim import Optimizer
 
     from trainloop.clock import Clock
     from trainloop.hooks.registry import Hooks
+    from trainloop.rates import Factor, Scheduler
     from trainloop.step import StepOutput, StepReport, Window
 
 Role = Literal["train", "frozen", "teacher"]
@@ -25,6 +28,7 @@ class Engine(Protocol):
         role: `train`; `frozen` (saved, not trained); `teacher` (neither, its gradients are off).
         every: trained on the global steps that are a multiple of this.
         module: what the feeder calls; a wrapper where the backend has one.
+        optimizer: None for an engine that is never trained.
         clock: what it did so far.
         hooks: set by the trainer, for the events inside a step.
         exact_resume: whether interrupted and resumed equals uninterrupted, bit for bit.
@@ -40,6 +44,7 @@ class Engine(Protocol):
     role: Role
     every: int
     module: nn.Module
+    optimizer: Optimizer | None
     clock: Clock
     hooks: Hooks
     exact_resume: bool
@@ -47,6 +52,11 @@ class Engine(Protocol):
     collective_forward: bool
     collective_backward: bool
     sharded: bool
+
+    @property
+    def bare_module(self) -> nn.Module:
+        """The module itself, without the wrapper of a backend."""
+        ...
 
     @property
     def device(self) -> Any: ...
@@ -73,7 +83,21 @@ class Engine(Protocol):
         """Drop the gradients of the window and count the step as skipped."""
         ...
 
-    def set_lr(self, lr: float | None) -> None: ...
+    def set_lr(self, lr: float | None) -> None:
+        """Pin the learning rate, or let go."""
+        ...
+
+    def scale_lr(self, by: str, factor: Factor | None) -> None:
+        """Multiply the planned learning rates; several factors multiply."""
+        ...
+
+    def set_scheduler(self, scheduler: Scheduler) -> None: ...
+
+    def set_optimizer(self, optimizer: Optimizer) -> None: ...
+
+    def set_trainable(self, by: str, allowed: Mapping[str, bool]) -> None:
+        """Say of parameters whether they may be trained, from the next window on."""
+        ...
 
     def set_loss_scale(self, scale: float) -> None: ...
 

@@ -40,7 +40,7 @@ class Feed:
         self._epoch_rng: dict[str, Any] | None = None
         self.epoch = 0
         self.batches = 0  # handed out in this epoch
-        _shield_workers(loader)
+        shield_workers(loader)
 
     @property
     def elastic(self) -> bool:
@@ -65,7 +65,7 @@ class Feed:
                 try:
                     batch = next(self._iterator)
                 except StopIteration:
-                    self._end_epoch()
+                    self.end_epoch()
                     if taken:
                         break
                     if barren > 1:
@@ -87,7 +87,10 @@ class Feed:
         if EpochStart in self._hooks.active:
             self._hooks.emit(EpochStart(self.epoch))
 
-    def _end_epoch(self) -> None:
+    def end_epoch(self) -> None:
+        """Let go of the iterator, used up or not; the next batch is the first of another epoch."""
+        if self._iterator is None:
+            return
         if EpochEnd in self._hooks.active:
             self._hooks.emit(EpochEnd(self.epoch))
         self._iterator, self._epoch_rng = None, None
@@ -137,7 +140,7 @@ class Feed:
                 ) from None
 
 
-def _shield_workers(loader: Any) -> None:
+def shield_workers(loader: Any) -> None:
     """Make a DataLoader's workers outlive signals sent to the process group, after the user's own init."""
     from torch.utils.data import DataLoader
 

@@ -67,7 +67,9 @@ class Orders:
                 trainer.say(HELP)
 
     def _set(self, command: Command) -> None:
-        for engine in self._trainer.engines.trained:
+        for engine in self._trainer.engines.values():
+            if engine.role == "teacher" or engine.optimizer is None:
+                continue  # one that rests for now is told too
             try:
                 if command.name == "lr":
                     engine.set_lr(command.value)

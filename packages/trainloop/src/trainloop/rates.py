@@ -1,11 +1,14 @@
-"""The learning rate of an optimizer: what its scheduler plans, and what a user pinned it to."""
+"""The learning rate of an optimizer: what its schedules plan, and what a user pinned it to."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
+
+Factor = float | Mapping[str, float]  # of all parameter groups, or by their names
 
 
 class Scheduler(Protocol):
@@ -21,17 +24,19 @@ class Scheduler(Protocol):
 class Rates:
     """Learning rates of the parameter groups.
 
-    A pinned rate survives the scheduler. The scheduler goes on underneath: before each of its steps the
-    rates it planned are put back, so schedules that compute the next rate from the last one stay right, and
-    afterwards the pinned rate is written over the result. Unpinning returns to the plan as if nothing had
-    been pinned.
+    In force is what the scheduler planned (without one, the rate the optimizer was made with) times the factors
+    that schedules gave with `scale`; or, while a rate is pinned, that one for the first group and the others in
+    their ratio to it. The plan goes on underneath: before each step of the scheduler the rates it planned are put
+    back, so schedules that compute the next rate from the last one stay right. Unpinning returns to the plan as
+    if nothing had been pinned.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, scheduler: Scheduler | None) -> None:
         self._optimizer = optimizer
         self.scheduler = scheduler
         self.pinned: float | None = None
-        self._planned: list[float] = []
+        self._planned: list[float] = []  # kept while others are in force
+        self._factors: dict[str, Factor] = {}
 
     @property
     def lr(self) -> float:
@@ -46,28 +51,59 @@ class Rates:
         """
         if lr is not None and not (math.isfinite(lr) and lr >= 0):
             raise ValueError(f"a learning rate must be finite and not negative, found {lr}")
-        if self.pinned is not None:
-            self._put(self._planned)
         self.pinned = lr
-        if lr is not None:
-            self._override()
+        self._override()
+
+    def scale(self, by: str, factor: Factor | None) -> None:
+        """Multiply the planned rates: by a number, or by one for each group that is named (`group["name"]`).
+
+        Args:
+            by: who does; a second call replaces what the first one gave. Factors of several multiply.
+            factor: None takes it off again.
+        """
+        if factor is None:
+            self._factors.pop(by, None)
+        else:
+            self._factors[by] = factor
+        self._override()
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Rule the rates of another optimizer from now on; this one gets its own rates back."""
+        if self._planned:
+            self._put(self._planned)
+        self._optimizer, self._planned = optimizer, []
+        self._override()
 
     def step(self) -> None:
         """Advance the scheduler by one optimizer step."""
         if self.scheduler is None:
             return
-        if self.pinned is None:
+        if not self._planned:
             self.scheduler.step()
             return
         self._put(self._planned)
         self.scheduler.step()
+        self._planned = self._read()
         self._override()
 
     def _override(self) -> None:
-        self._planned = [float(g["lr"]) for g in self._optimizer.param_groups]
-        first, lr = self._planned[0], self.pinned
-        assert lr is not None
-        self._put([lr * p / first if first > 0 else lr for p in self._planned])
+        self._planned = self._planned or self._read()
+        rates = self._planned
+        for factor in self._factors.values():
+            if isinstance(factor, Mapping):
+                names = [group.get("name") for group in self._optimizer.param_groups]
+                rates = [rate * factor.get(name, 1.0) for rate, name in zip(rates, names, strict=True)]
+            else:
+                rates = [rate * factor for rate in rates]
+        if self.pinned is not None:
+            first = rates[0]
+            rates = [self.pinned * rate / first if first > 0 else self.pinned for rate in rates]
+        self._put(rates)
+        if self.pinned is None and not self._factors:
+            self._planned = []
+
+    def _read(self) -> list[float]:
+        return [float(group["lr"]) for group in self._optimizer.param_groups]
 
     def _put(self, rates: list[float]) -> None:
         for group, rate in zip(self._optimizer.param_groups, rates, strict=False):
@@ -84,7 +120,9 @@ class Rates:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load after the optimizer, whose groups hold the rates in force."""
+        """Load after the optimizer, whose groups hold the rates that were in force. Factors are not saved: who
+        gave them gives them again."""
         self.pinned, self._planned = state["pinned"], list(state["planned"])
         if self.scheduler is not None and state["scheduler"] is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+        self._override()

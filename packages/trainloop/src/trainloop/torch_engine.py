@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from trainloop.clock import Clock
 from trainloop.engine import Role
 from trainloop.hooks.events import BeforeClip, BeforeOptimizerStep
 from trainloop.hooks.registry import Hooks
-from trainloop.rates import Rates, Scheduler
+from trainloop.rates import Factor, Rates, Scheduler
 from trainloop.scaler import LossScaler
 from trainloop.step import StepOutput, StepReport, Window
 
@@ -67,6 +67,8 @@ class TorchEngine:
         self.hooks = Hooks()
         self._window: Window | None = None
         self._rates = None if optimizer is None else Rates(optimizer, scheduler)
+        self._allowed: dict[str, Mapping[str, bool]] = {}
+        self._trainable_settled = True
         if role == "teacher":
             module.eval().requires_grad_(False)
 
@@ -89,6 +91,8 @@ class TorchEngine:
         return 1.0 if self.scaler is None else self.scaler.scale
 
     def begin(self) -> None:
+        if not self._trainable_settled:
+            self._settle_trainable()
         self._window = None
         for p in self._parameters():
             p.grad = None
@@ -173,9 +177,54 @@ class TorchEngine:
         Raises:
             ValueError: it is negative or not finite, or the engine has no optimizer.
         """
-        if self._rates is None:
-            raise ValueError(f"engine {self.name!r} has no optimizer")
-        self._rates.pin(lr)
+        self._own_rates().pin(lr)
+
+    def scale_lr(self, by: str, factor: Factor | None) -> None:
+        """Multiply the learning rates, all or by the groups' names, see `Rates.scale`; not saved.
+
+        Raises:
+            ValueError: the engine has no optimizer.
+        """
+        self._own_rates().scale(by, factor)
+
+    def set_scheduler(self, scheduler: Scheduler) -> None:
+        """Give the engine a scheduler over its optimizer; stepped and saved like one given at construction.
+
+        Raises:
+            ValueError: it has one, or no optimizer.
+        """
+        if self._own_rates().scheduler is not None:
+            raise ValueError(f"engine {self.name!r} has a scheduler already; two would both set the rate")
+        self._own_rates().scheduler = scheduler
+
+    def set_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Train with another optimizer from the next window on. Rates that are pinned or scaled stay so.
+
+        Raises:
+            ValueError: a torch scheduler sets the rate of the present one, or there is none.
+        """
+        if self._own_rates().scheduler is not None:
+            raise ValueError(
+                f"engine {self.name!r}: its scheduler is tied to the optimizer it was made for, so that cannot be "
+                "replaced; use lr_sched.LRSchedule, which follows"
+            )
+        self._own_rates().follow(optimizer)
+        self.optimizer = optimizer
+
+    def set_trainable(self, by: str, allowed: Mapping[str, bool]) -> None:
+        """Say of parameters, by name, whether they may be trained; it holds from the next window on.
+
+        A parameter is trained when all who said something of it allow it; one of which nobody did is left as it is.
+
+        Args:
+            by: who says so; a second call replaces what the first one said.
+            allowed: name in `bare_module` to whether.
+
+        Raises:
+            ValueError: this backend fixes at construction what is trained. When the window begins: nothing is left.
+        """
+        self._allowed[by] = allowed
+        self._trainable_settled = False
 
     def set_loss_scale(self, scale: float) -> None:
         """Set the scale of the fp16 loss; it adapts from there.
@@ -215,6 +264,32 @@ class TorchEngine:
 
     def read_shards(self, folder: Path) -> None:
         """Nothing: see `write_shards`."""
+
+    def _own_rates(self) -> Rates:
+        if self._rates is None:
+            raise ValueError(f"engine {self.name!r} has no optimizer")
+        return self._rates
+
+    def _settle_trainable(self) -> None:
+        decided: dict[str, bool] = {}
+        for allowed in self._allowed.values():
+            for name, yes in allowed.items():
+                decided[name] = yes and decided.get(name, True)
+        parameters = dict(self.bare_module.named_parameters())
+        trained = {n for n, p in parameters.items() if decided.get(n, p.requires_grad)}
+        if not trained:
+            raise ValueError(
+                f"engine {self.name!r}: {' and '.join(self._allowed)} together freeze every parameter; let one train"
+            )
+        for name, p in parameters.items():
+            p.requires_grad_(name in trained)
+            if name not in trained:
+                p.grad = None
+        self._trainable_settled = True
+        self._prepare_for(trained)
+
+    def _prepare_for(self, trained: set[str]) -> None:
+        """What a backend does when other parameters are trained than before."""
 
     def _backward(self, loss: torch.Tensor) -> None:
         loss.backward()

@@ -108,11 +108,7 @@ class Trainer:
         for name, value in (("until", until), ("time_budget", time_budget)):
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive or None, found {value}")
-        for name, value in (
-            ("accumulate", accumulate),
-            ("log_every", log_every),
-            ("max_skipped", max_skipped),
-        ):
+        for name, value in (("accumulate", accumulate), ("log_every", log_every), ("max_skipped", max_skipped)):
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, found {value}")
         if eval_every is not None and evaluate is None:
@@ -127,7 +123,7 @@ class Trainer:
         self.until, self.time_budget, self.accumulate = until, time_budget, accumulate
         self.schedule = Schedule()
         self.step = 0
-        self._loader, self._feeder = loader, feeder
+        self.loader, self.feeder = loader, feeder
         self._eval_first = eval_first
         self._duties = Duties(self, evaluate, eval_every, export, export_every, save_every)
         self._state = dict(state or {})
@@ -182,6 +178,10 @@ class Trainer:
     @property
     def world_size(self) -> int:
         return self._comm.world_size
+
+    def end_epoch(self) -> None:
+        """Leave what is left of this pass over the loader; the next step begins another."""
+        self._feed.end_epoch()
 
     def log(self, metrics: Mapping[str, Any], kind: str = "log") -> None:
         """Write a line of metrics for the current step to every sink."""
@@ -364,13 +364,13 @@ class Trainer:
         if self._seed is not None:
             seed_everything(self._seed, self._comm.rank)
         self._signals = stack.enter_context(StopSignals(on_first=self._announce_stop))
-        self._feed = Feed(self._loader, self.hooks, self._signals)
+        self._feed = Feed(self.loader, self.hooks, self._signals)
         stack.callback(self._feed.close)
         self._console = Console(self._commands, self._control) if leader else Console(stdin=False)
         stack.callback(self._console.close)
         self._orders = Orders(self, self._console, self._comm)
         self._agreement = Agreement(self._comm, self._signals, lambda: bool(self._console), self._progressed)
-        self._runner = WindowRunner(self.engines, self._feeder, self._agreement, self.hooks)
+        self._runner = WindowRunner(self.engines, self.feeder, self._agreement, self.hooks)
         self._bar = Progress(False, None)
         parts: dict[str, Stateful] = {
             "run": _Counters(self),
@@ -405,6 +405,8 @@ class Trainer:
         if found is None:
             return None
         store, checkpoint, own = found
+        if events.BeforeLoad in self.hooks.active:
+            self.hooks.emit(events.BeforeLoad(self, checkpoint.step, checkpoint.path))
         with self._comm.together(f"loading {checkpoint.path}"):
             self._run_state.restore(store, checkpoint, self._resume, own=own)
         self.say(f"{'resumed' if own else 'started'} from {checkpoint.path}")

@@ -180,6 +180,15 @@ class AfterSave:
 
 
 @dataclass(frozen=True, slots=True)
+class BeforeLoad:
+    """A checkpoint of `step` is about to be loaded; what its states depend on can be made ready."""
+
+    trainer: Trainer
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
 class AfterLoad:
     trainer: Trainer
     step: int

@@ -77,12 +77,12 @@ class Hooks:
         return off
 
     def attach(self, bundle: Bundle, name: str | None = None) -> None:
-        """Attach a bundle under `name` (its class name by default).
+        """Attach a bundle under `name` (its own `name`, or else that of its class, by default).
 
         Raises:
             ValueError: the name is taken.
         """
-        name = name or type(bundle).__name__
+        name = name or getattr(bundle, "name", None) or type(bundle).__name__
         if name in self._bundles:
             raise ValueError(f"a bundle named {name!r} is attached already; give this one another name=")
         self._bundles[name] = bundle

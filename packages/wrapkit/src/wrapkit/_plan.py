@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from wrapkit import _bytes
+from wrapkit._attention import AttentionAsOn
 from wrapkit._changes import Change
 from wrapkit._handle import Handle
 from wrapkit._offload import Offload
@@ -208,23 +209,26 @@ def _count(made: Plan, shadow: nn.Module, devices: Mapping[str, str], home: str)
 def _count_activations(made: Plan, shadow: nn.Module, sample: Any, home: str) -> None:
     plain = all(type(p) is nn.Parameter and type(p.data) is Tensor for p in shadow.parameters())
     try:
-        saved = _forward_pretended(shadow, sample, home) if plain else _forward_on_meta(shadow, sample)
+        saved = (_forward_pretended if plain else _forward_on_meta)(shadow, sample, _pretended(home))
     except Exception as error:
         reason = f"forward without numbers raised {type(error).__name__}: {error}"
         made.notes.append(f"activations are not predicted: {reason}")
         return
-    if not plain:
-        made.notes.append("with quantised weights, activations of fused attention are predicted too high")
+    if not plain and any(isinstance(module, nn.MultiheadAttention) for module in shadow.modules()):
+        made.notes.append("with quantised weights, activations of nn.MultiheadAttention are predicted too high")
     on_accelerator = torch.device(home).type not in ("cpu", "meta")
     made.memory.setdefault(home, Memory()).activations += saved.here + (0 if on_accelerator else saved.moved)
     if on_accelerator and saved.moved:
         made.memory.setdefault("cpu", Memory()).activations += saved.moved
 
 
-def _forward_pretended(shadow: nn.Module, sample: Any, home: str) -> SavedTensors:
+def _pretended(home: str) -> str:
+    """The device whose kernels torch is to choose; those of an accelerator only where there is one."""
+    return home if torch.device(home).type == "cuda" and torch.cuda.is_available() else "cpu"
+
+
+def _forward_pretended(shadow: nn.Module, sample: Any, device: str) -> SavedTensors:
     """A forward on tensors that say they are on the device, so that torch takes its kernels for that device."""
-    kind = torch.device(home).type
-    device = home if kind == "cuda" and torch.cuda.is_available() else "cpu"
     with FakeTensorMode(allow_non_fake_inputs=True):
         own: dict[str, Tensor] = {}
         for name, tensor in (*shadow.named_parameters(), *shadow.named_buffers()):
@@ -237,9 +241,10 @@ def _forward_pretended(shadow: nn.Module, sample: Any, home: str) -> SavedTensor
     return saved
 
 
-def _forward_on_meta(shadow: nn.Module, sample: Any) -> SavedTensors:
+def _forward_on_meta(shadow: nn.Module, sample: Any, device: str) -> SavedTensors:
+    """For weights that cannot be replaced by tensors of another device."""
     args, kwargs = _arguments(tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, sample))
-    with SavedTensors(shadow) as saved:
+    with SavedTensors(shadow) as saved, AttentionAsOn(device):
         shadow(*args, **kwargs)
     return saved
 

@@ -8,9 +8,9 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
-_API = re.compile(r"/api/(models|datasets)/(.+?)(?:/(revision|tree)/([^/]+))?")
+_API = re.compile(r"/api/(models|datasets)/(.+?)(?:/(revision|tree|paths-info)/([^/]+)(/.*)?)?")
 _FILE = re.compile(r"/(datasets/)?(.+?)/resolve/([^/]+)/(.+)")
 
 
@@ -79,6 +79,9 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._file(head=False)
 
+    def do_POST(self) -> None:
+        self._api(unquote(urlsplit(self.path).path))
+
     def _error(self, status: int, code: str | None = None) -> None:
         self._answer(status, b"{}", {"X-Error-Code": code} if code else {})
 
@@ -104,12 +107,21 @@ class _Handler(BaseHTTPRequestHandler):
     def _api(self, path: str) -> None:
         if "api" in self.server_hub.status:
             return self._error(self.server_hub.status["api"])
-        kinds, repo, what, revision = _API.fullmatch(path).groups()
+        match = _API.fullmatch(path)
+        if match is None:
+            return self._error(404)
+        kinds, repo, what, revision, below = match.groups()
         files = self._files(kinds[:-1], repo, revision)
         if files is None:
             return None
-        if what == "tree":
-            body: object = [self._entry(name, data) for name, data in files.items()]
+        body: object
+        if what == "paths-info":
+            asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())["paths"]
+            body = [self._entry(name, files[name]) for name in asked if name in files]
+        elif what == "tree" and below:
+            return self._error(404, "EntryNotFound")  # all files are looked for from the root
+        elif what == "tree":
+            body = [self._entry(name, data) for name, data in files.items()]
         else:
             body = {"id": repo, "sha": commit_of(files), "siblings": [{"rfilename": f} for f in files], "tags": []}
         self._answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})

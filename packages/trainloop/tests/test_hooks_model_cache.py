@@ -115,7 +115,7 @@ def test_a_move_takes_memory_of_its_own():
 def test_what_cannot_be_moved_is_named(tmp_path):
     model = nn.Module()
     model.register_buffer("s", torch.eye(3).to_sparse())
-    with pytest.raises(TypeError, match="s is a Tensor of layout torch.sparse_coo"):
+    with pytest.raises(TypeError, match="s is a Tensor of layout"):
         ModelMemory(model)
     with pytest.raises(TypeError, match="found int"):
         ModelMemory(3)
@@ -191,7 +191,7 @@ def test_sizes_are_named_when_it_cannot_fit():
     thread = threading.Thread(target=hold)
     thread.start()
     go.wait(20)
-    with pytest.raises(CacheFull, match="in use for 0.2 s"):
+    with pytest.raises(CacheFull, match=r"in use for 0\.2 s"):
         touch(cache, "b")
     done.set()
     thread.join()
@@ -328,6 +328,7 @@ def test_no_level_is_above_its_budget_and_nothing_is_lost(tmp_path_factory, size
     with cache_of(sizes, device, cpu_bytes=cpu * 1024, disk=folder, disk_bytes=disk * 1024) as cache:
         expected: list[str] = []  # on the device, oldest first
         weights: dict[int, torch.Tensor] = {}
+        seen: list[nn.Module] = []
         for name in asked:
             if name in expected:
                 expected.remove(name)
@@ -337,8 +338,8 @@ def test_no_level_is_above_its_budget_and_nothing_is_lost(tmp_path_factory, size
             with cache.use(name) as model:
                 assert model.weight.shape == (16 * sizes[name], 16)
                 before = weights.setdefault(id(model), model.weight.detach().clone())
-                assert id(model.weight) and torch.equal(before, model.weight)
-                weights[-id(model)] = model  # no id is used twice
+                assert torch.equal(before, model.weight)
+                seen.append(model)  # so that no id is used twice
             assert {n for n, level in levels(cache).items() if level == "device"} == set(expected)
             s = cache.stats
             assert s.device_bytes <= device * 1024

@@ -146,7 +146,7 @@ def test_two_schedules_that_together_freeze_everything_are_named(make_trainer):
     e = engine()
     one, two = LayerSchedule(e, {0: ["0"]}), LayerSchedule(e, {0: ["2"]})
     two.name = "other"
-    with pytest.raises(ValueError, match="net.layers and other together freeze every parameter"):
+    with pytest.raises(ValueError, match=r"net.layers and other together freeze every parameter"):
         make_trainer(engines=Engines([e]), hooks=hooks_of(one, two)).run()
 
 

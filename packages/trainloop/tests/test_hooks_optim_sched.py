@@ -135,5 +135,5 @@ def test_what_makes_no_sense_is_refused_at_construction(noisy, settings, switch,
 
 
 def test_an_optimizer_with_a_torch_scheduler_is_not_replaced(make_engine):
-    with pytest.raises(ValueError, match="use lr_sched.LRSchedule, which follows"):
+    with pytest.raises(ValueError, match=r"use lr_sched.LRSchedule, which follows"):
         OptimSchedule(make_engine(), switch={3: Switch(sgd)})

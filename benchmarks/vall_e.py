@@ -105,17 +105,16 @@ def training_step(model: VallE, batch: list[Sample]) -> tuple[Any, int]:
     """(a step over one batch with its levels spread as in training, tokens it trains)."""
     levels = [0, 0, 1, 2, 3, 4, 5, 6][: len(batch)]
     requests = [Request(s, "nar" if k else "ar", k) for s, k in zip(batch, levels, strict=True)]
-    passes = [lay_out([r for r in requests if r.causal == causal], model.spec) for causal in (True, False)]
-    passes = [p.to(model.device) for p in passes]
+    laid_out = lay_out(requests, model.spec).to(model.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
         with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
-            model(passes).per_request.mean().backward()
+            model(laid_out).nll.mean().backward()
         optimizer.step()
 
-    return step, sum(int(p.rows.numel()) for p in passes)
+    return step, laid_out.rows.numel()
 
 
 def measure(name: str, device: str, quick: bool) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def loader(file, *, workers=0, rank=0, world=1, **options):
 
 
 def seen(batches):
-    return [[b.rows.tolist() for b in batch] for batch in batches]
+    return [batch.rows.tolist() for batch in batches]
 
 
 ORDERS = {

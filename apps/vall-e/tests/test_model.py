@@ -11,7 +11,7 @@ from vall_e.model.sequence import Request, Sample, head_of, lay_out
 
 def every_row(model, request) -> np.ndarray:
     with torch.inference_mode():
-        states = model.hidden(lay_out([request], model.spec))[0]
+        states = model.hidden(lay_out([request], model.spec))
         return model.classifiers.proj[head_of(request, model.spec)](states).numpy()
 
 

@@ -181,6 +181,6 @@ def test_what_cannot_work_is_said_before_anything_is_trained(fresh):
 def test_a_delivered_batch_has_the_tasks_asked_for(fresh):
     cfg = Config.from_yaml(fresh / "config.yaml", overrides=["dataset.tasks_list=[stt]"])
     training = Training(cfg, commands=False)
-    (batch,) = next(iter(training.loader))
-    assert batch.head.unique().tolist() == [training.spec.levels + 1]
-    assert np.isfinite(training.model([batch]).per_request.detach().numpy()).all()
+    batch = next(iter(training.loader))
+    assert [head for head, _ in batch.heads] == [training.spec.levels + 1]
+    assert np.isfinite(training.model(batch).nll.detach().numpy()).all()

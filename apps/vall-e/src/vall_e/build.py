@@ -14,6 +14,7 @@ from torch import nn
 
 from vall_e.config import Config, Optimizations
 from vall_e.data.open import DatasetOf
+from vall_e.model.attention import leave_uncompiled
 from vall_e.model.model import VallE
 from vall_e.model.spec import ModelSpec
 from vall_e.tokenizer import Tokenizer, conflict
@@ -98,6 +99,7 @@ def build_model(cfg: Config, spec: ModelSpec, tokenizer: Tokenizer) -> VallE:
         except TypeError as e:
             raise ValueError(f"optimizations.model_offloading: {e}; its keys are those of wrapkit.Offload") from e
     if chosen.compile:
+        leave_uncompiled()
         wrapkit.compile(model, BLOCKS, backend="inductor" if chosen.compile is True else chosen.compile, dynamic=True)
     return model
 
@@ -115,10 +117,11 @@ def teachers_of(cfg: Config, spec: ModelSpec) -> dict[str, VallE]:
         if entry.path is None:
             raise ValueError(f"models: the teacher {entry.name} needs weights: set its path")
         teacher = load_weights(entry.path, cfg.torch_device()).model
-        if teacher.spec.classes != spec.classes:
+        if (teacher.spec.classes, teacher.spec.delay) != (spec.classes, spec.delay):
             raise ValueError(
-                f"models: the teacher {entry.name} predicts {teacher.spec.classes} classes, the student "
-                f"{spec.classes}; they have to share codec and phonemes"
+                f"models: the teacher {entry.name} predicts {teacher.spec.classes} classes (delay: "
+                f"{teacher.spec.delay}), the student {spec.classes} (delay: {spec.delay}); they have to share codec, "
+                "phonemes and delay"
             )
         teachers[entry.name] = teacher.requires_grad_(False)
     return teachers

@@ -85,6 +85,10 @@ class Experimental(Section):
     rvq_levels_p: Literal["auto", "equal"] | list[float] = Field(
         "auto", description="how often each level is trained: level i by levels - i, equally, or weights"
     )
+    delay: bool | list[int] = Field(
+        False,
+        description="instead of AR+NAR predict all levels at once, each a frame behind the one below, or by offsets",
+    )
     masking_train_p: float = Field(0.0, ge=0, le=1, description="share of level 0 that trains demasking (nar-len)")
 
 

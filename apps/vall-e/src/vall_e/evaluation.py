@@ -96,8 +96,12 @@ class Evaluator:
                 if should_stop():
                     break
                 part = samples[start : start + self.batch_size]
-                for level in range(self.model.spec.levels):
-                    sums[level] += float(self.model.loss(part, level=level)) * len(part)
+                if self.model.spec.delay:
+                    loss = self.model(self.model.batch_of(part, "delay"))
+                    sums += [float(loss.nll[loss.head == level].sum()) for level in range(self.model.spec.levels)]
+                else:
+                    for level in range(self.model.spec.levels):
+                        sums[level] += float(self.model.loss(part, level=level)) * len(part)
         means = sums / max(1, len(samples))
         return {f"{split}.loss": float(means.mean())} | {f"{split}.level{i}": float(m) for i, m in enumerate(means)}
 
@@ -125,7 +129,6 @@ class Evaluator:
         with self._quietly():
             return self.model.generate(
                 [s.with_response(None) for s in samples],
-                "ar+nar",
                 max_frames=[2 * len(s.response) + 8 for s in samples],
                 seed=seed,
                 **{**self.sampling, **options},

@@ -23,8 +23,14 @@ REST = "vall_e.safetensors"
 
 
 def export_llama(model: VallE, folder: Path) -> Path:
-    """Write `config.json`, `model.safetensors` and `vall_e.safetensors` into a folder."""
+    """Write `config.json`, `model.safetensors` and `vall_e.safetensors` into a folder.
+
+    Raises:
+        ValueError: the model reads several codes a step (`delay`).
+    """
     spec = model.spec
+    if spec.delay:
+        raise ValueError("a model with delay reads several codes a step, which llama's layout has no place for")
     state = {k: v.detach() for k, v in model.state_dict().items()}
     table = torch.cat(
         [model.static_table(), state["proms_emb.embeddings.0.weight"], state["resps_emb.embeddings.0.weight"]]
@@ -77,4 +83,4 @@ def llama_inputs(model: VallE, sample: Sample) -> tuple[torch.Tensor, torch.Tens
     ids = batch.rows.clone()
     is_code = ids >= audio
     ids[is_code] = audio + rows[ids[is_code] - audio]
-    return ids, batch.positions
+    return ids[None], batch.positions[None]

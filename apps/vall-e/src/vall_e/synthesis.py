@@ -42,7 +42,7 @@ class Request:
         split: what is spoken at a time.
         rolling: sentences after the first are also prompted with the end of the one before, so that a voice and
             its pace go on.
-        modality: `ar+nar` or `nar-len`.
+        modality: `ar+nar`, `nar-len` or `delay`; None for what the model is made for.
         seed: the same one gives the same speech.
         options: of `generate`; by default those that the weights were evaluated with.
     """
@@ -52,7 +52,7 @@ class Request:
     language: str = "en"
     split: Split = "sentence"
     rolling: bool = True
-    modality: str = "ar+nar"
+    modality: str | None = None
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -103,10 +103,9 @@ class Speaker:
         The levels above the first, and the samples, of a chunk are made without what comes after it, so they
         differ a little from those of `speak`.
         """
-        if request.modality != "ar+nar":
-            raise ValueError(
-                f"streaming needs modality ar+nar, which makes one frame after another, not {request.modality}"
-            )
+        modality = request.modality or self.voice.model.spec.modality
+        if modality != "ar+nar":
+            raise ValueError(f"streaming needs modality ar+nar, which makes one frame after another, not {modality}")
         options = {**self.voice.settings.get("sampling", {}), **request.options}
         nar = Sampling(options.pop("nar_temperature", 0.0))
         strength, rescale = options.pop("cfg_strength", 1.0), options.pop("cfg_rescale", 0.75)

@@ -222,35 +222,35 @@ class Training:
 
     # What the trainer calls ---------------------------------------------------------------------------------
 
-    def _feed(self, engine: trainloop.Engine, batches: list[Batch], _: trainloop.StepContext) -> trainloop.StepOutput:
+    def _feed(self, engine: trainloop.Engine, batch: Batch, _: trainloop.StepContext) -> trainloop.StepOutput:
         """The mean loss over all samples of a batch, whichever level each of them is at."""
-        loss = engine.module(batches)
-        nll, head = loss.per_request, loss.head
+        loss = engine.module(batch)
+        nll, head = loss.nll, loss.head
         detached = nll.detach()
-        levels = {f"level{h}": detached[head == h].mean() for h in head.unique().tolist()}
+        levels = {f"level{h}": detached[head == h].mean() for h, _ in batch.heads}
         total = (nll * self._factors(head)).mean()
         if self.teachers:
-            total = self._taught(total, loss, batches)
+            total = self._taught(total, loss, batch)
         return trainloop.StepOutput(
             total,
-            weight=len(nll),
+            weight=len(batch.lengths),
             metrics=levels,
-            samples=len(nll),
-            tokens=sum(int(batch.output.numel()) for batch in batches),
+            samples=len(batch.lengths),
+            tokens=batch.output.numel(),
         )
 
     def _factors(self, head: torch.Tensor) -> torch.Tensor:
-        """The weight [B] of each request's loss, by its task (`loss_factors`)."""
+        """The weight [G] of each loss, by its task (`loss_factors`)."""
         given, levels = self.cfg.model.loss_factors, self.spec.levels
         by_head = [given.get("tts", 1.0)] * (levels + 1) + [given.get("stt", 1.0), given.get("len", 1.0)]
         return torch.tensor(by_head, device=head.device)[head]
 
-    def _taught(self, own: torch.Tensor, loss: Loss, batches: list[Batch]) -> torch.Tensor:
+    def _taught(self, own: torch.Tensor, loss: Loss, batch: Batch) -> torch.Tensor:
         """The loss against data and teachers, whose answers count by their number of rows."""
         hyper = self.cfg.hyperparameters
         teach = trainloop.Distillation(hyper.teacher_loss_fn, 1.0, hyper.teacher_temperature)
         with torch.no_grad():
-            answers = {name: teacher(batches).logits for name, teacher in self.teachers.items()}
+            answers = {name: teacher(batch).logits for name, teacher in self.teachers.items()}
         rows = sum(len(logits) for logits in loss.logits)
         taught = own.new_zeros(())
         for i, logits in enumerate(loss.logits):

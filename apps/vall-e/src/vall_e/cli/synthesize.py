@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out-path", type=Path, default=Path("out.wav"), help="the WAV to write; - is stdout (%(default)s)"
     )
     parser.add_argument("--language", default="en", help="of the text: en, de, fr, ja, zh, ko (%(default)s)")
-    parser.add_argument("--modality", choices=("ar+nar", "nar-len"), default="ar+nar", help="(%(default)s)")
+    parser.add_argument("--modality", choices=("ar+nar", "nar-len", "delay"), help="(what the model is made for)")
     parser.add_argument(
         "--split", choices=("sentence", "line", "none"), default="sentence", help="spoken at a time (%(default)s)"
     )

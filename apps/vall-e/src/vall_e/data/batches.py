@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,15 +48,17 @@ class TrainingSet:
         levels: Sequence[int] = (),
     ) -> None:
         self.entries, self.tasks, self.names, self.spec, self.seed = entries, tasks, list(names), spec, seed
+        if levels and spec.delay:
+            raise ValueError("loras[].rvq_levels: a model with delay trains all levels at once; leave it out")
         chances = np.array(spec.level_probabilities())
         if levels:
             chances = np.where(np.isin(np.arange(spec.levels), levels), chances, 0)
         self._cumulative = np.cumsum(chances / chances.sum())
 
-    def __getitems__(self, key: BatchKey) -> list[Batch]:
-        """The passes of one batch: a causal one and a bidirectional one, where there are samples for both."""
+    def __getitems__(self, key: BatchKey) -> Batch:
+        """One batch, packed: requests of all levels and of both directions of attention together."""
         rng = np.random.default_rng([self.seed, key.epoch, *key.indices])
-        levels = self._levels(len(key.indices), rng)
+        levels = np.zeros(len(key.indices), int) if self.spec.delay else self._levels(len(key.indices), rng)
         requests = []
         for index, level in zip(key.indices, levels.tolist(), strict=True):
             task = self.names[rng.integers(len(self.names))] if len(self.names) > 1 else self.names[0]
@@ -63,12 +66,10 @@ class TrainingSet:
                 task = "nar-len"
             level = 0 if task in _WITHOUT_LEVELS else level
             requests.append(self.tasks.request(task, self.entries[index], level, rng))
-        bidirectional = self.spec.noncausal_masks
-        kinds = (
-            [r for r in requests if r.causal or not bidirectional],
-            [r for r in requests if bidirectional and not r.causal],
-        )
-        return [lay_out(part, self.spec) for part in kinds if part]
+        if self.spec.delay:  # all levels in one pass
+            requests = [replace(r, kind="delay") if r.kind == "ar" else r for r in requests]
+        # Requests of one direction lie together, so that a kernel for many sequences takes them at once.
+        return lay_out(sorted(requests, key=lambda r: r.causal), self.spec)
 
     def _levels(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """A level for each sample of a batch: spread evenly over the probabilities, in random order."""
@@ -97,7 +98,7 @@ class Loader:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[Batch]:
         """The rest of the epoch."""
         self.sampler.load_state_dict(self.state_dict())
         self.consumed = self.sampler.consumed
@@ -148,7 +149,7 @@ class _Keys:
             yield BatchKey(epoch, indices)
 
 
-def _as_is(batch: list[Batch]) -> list[Batch]:
+def _as_is(batch: Batch) -> Batch:
     return batch
 
 

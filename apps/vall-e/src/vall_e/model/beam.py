@@ -7,7 +7,6 @@ import torch
 from vall_e.model.model import VallE
 from vall_e.model.sampling import Sampling
 from vall_e.model.sequence import Request, Sample, lay_out
-from vall_e.model.trunk import KVCache
 
 
 @torch.inference_mode()
@@ -22,14 +21,13 @@ def beam_search(model: VallE, sample: Sample, max_frames: int, width: int, sampl
     """
     spec = model.spec
     batch = lay_out([Request(sample.with_response(None), "ar", stop=False)], spec).to(model.device)
-    cache = KVCache(spec.layers, 1, spec.heads, batch.rows.shape[1] + max_frames + 1, spec.dim // spec.heads, model.sep)
-    hidden = model.hidden(batch, cache)[:, -1]
-    offset = int(batch.positions[0, -1]) + 1 if spec.unified_position_ids else 0
+    growth = model.begin(batch, max_frames + 1)
+    offset = int(batch.positions[-1]) + 1 if spec.unified_position_ids else 0
     beams = torch.zeros(1, 0, dtype=torch.long, device=model.device)
     scores = torch.zeros(1, device=model.device)
     best, best_score = np.zeros((0, 1), np.int64), -torch.inf
     for frame in range(max_frames + 1):
-        logits = sampling.penalised(model.project(hidden, 0).float(), beams, spec.stop)
+        logits = sampling.penalised(model.project(growth.state, 0).float(), beams, spec.stop)
         total = scores[:, None] + logits.log_softmax(-1)  # beams, classes
         stopped = total[:, spec.stop] / (frame + 1)
         if float(stopped.max()) > best_score:
@@ -43,11 +41,11 @@ def beam_search(model: VallE, sample: Sample, max_frames: int, width: int, sampl
         # Scores only fall: no sequence that goes on can end above the best one found, even at full length.
         if float(scores[0]) / (max_frames + 1) < best_score:
             break
-        cache.keep(parent)
+        growth.keep(parent)
         beams = torch.cat([beams[parent], token[:, None]], 1)
         step = model.resps_emb.embeddings[0](token)[:, None]
         position = torch.full((len(token), 1), offset + frame, device=model.device)
-        hidden = model.model(step, position, valid=None, causal=True, cache=cache)[:, -1]
+        growth.read(step, position)
     if not len(best) and beams.shape[1] and best_score == -torch.inf:
         best = beams[0].cpu().numpy()[:, None]
     return best

@@ -15,9 +15,8 @@ from vall_e.model.model import VallE
 from vall_e.model.sampling import Sampling, guided
 from vall_e.model.sequence import Request, Sample, lay_out
 from vall_e.model.spec import LENGTH_DIGITS
-from vall_e.model.trunk import KVCache
 
-_MODALITIES = ("ar", "ar+nar", "nar-len")
+_MODALITIES = ("ar", "ar+nar", "nar-len", "delay")
 _NULL_PHONES = np.array([1, 2])  # <s> and </s>
 
 
@@ -25,7 +24,7 @@ _NULL_PHONES = np.array([1, 2])  # <s> and </s>
 def generate(
     model: VallE,
     samples: Sequence[Sample],
-    modality: str = "ar+nar",
+    modality: str | None = None,
     *,
     max_frames: int | Sequence[int] = 500,
     frames: Sequence[int] | None = None,
@@ -42,10 +41,11 @@ def generate(
 
     Args:
         samples: their `response`, when given, is continued (`ar`) or refined (`ar+nar`: level 0 is continued).
-        modality: `ar` gives level 0 alone, `ar+nar` all levels, `nar-len` all levels without the AR passes.
+        modality: `ar` gives level 0 alone, `ar+nar` all levels, `nar-len` all levels without the AR passes, `delay` all
+            levels one behind the other, by a model made for it; None for what the model is made for.
         max_frames: autoregressive decoding stops here when the model has not; one for all, or one a sample.
         frames: the length of each sample for `nar-len`; without it the model's `len` task predicts them.
-        nar_temperature: for the levels above 0.
+        nar_temperature: for the levels above 0; with `delay` they are drawn as level 0 is.
         beam_width: above 1, level 0 is the most likely sequence that a beam of this width finds; nothing is drawn.
         cfg_strength: classifier-free guidance; 1 for none.
         cfg_rescale: how far guided logits are scaled back to the spread of the conditioned ones, 0 to 1.
@@ -60,8 +60,13 @@ def generate(
     Raises:
         ValueError: an option is out of range or unknown.
     """
+    modality = model.spec.modality if modality is None else modality
     if modality not in _MODALITIES:
         raise ValueError(f"modality: expected one of {', '.join(_MODALITIES)}, found {modality!r}")
+    if (modality == "delay") != bool(model.spec.delay):
+        raise ValueError(f"modality: this model is made for {model.spec.modality}, not for {modality}")
+    if modality == "delay" and (beam_width > 1 or any(s.response is not None for s in samples)):
+        raise ValueError("modality delay: neither beam search nor the continuation of a response is possible")
     if not samples:
         return []
     chosen = sampling_of(sampling)
@@ -77,6 +82,11 @@ def generate(
                 _demask(model, sample, n, steps, max(cfg_strength, 2.5), cfg_rescale, chosen, generator)
                 for sample, n in zip(samples, frames, strict=True)
             ]
+        elif modality == "delay":
+            from vall_e.model import delayed
+
+            null = null_of if cfg_strength != 1 else None
+            return delayed.decode(model, samples, limits, chosen, generator, null, cfg_rescale, cfg_strength, on_frame)
         elif beam_width > 1:
             from vall_e.model.beam import beam_search
 
@@ -121,7 +131,7 @@ def lengths(model: VallE, samples: Sequence[Sample], most: int = 99_999) -> list
         while len(digits) < len(str(most)):
             # The start token, then the digits so far, as a response in the making.
             batch = lay_out([Request(sample, "len", stop=False, digits=(0, *digits))], model.spec).to(model.device)
-            ((_, logits),) = model.batch_logits(batch)
+            (logits,) = model.batch_logits(batch)
             token = int(logits[-1].argmax())
             if token >= LENGTH_DIGITS - 1:
                 break
@@ -160,12 +170,9 @@ def autoregress(
     requests = [Request(s, "ar", stop=False) for s in samples]
     if guide:  # the conditioned samples, then their null twins, in one batch
         requests += [Request(null_of(s), "ar", stop=False) for s in samples]
-    batch = lay_out(requests, spec, pad_left=True).to(model.device)
-    rows, width = batch.rows.shape
-    cache = KVCache(spec.layers, rows, spec.heads, width + max(limits) + 1, spec.dim // spec.heads, model.sep)
-    valid = batch.valid
-    hidden = model.hidden(batch, cache)[:, -1]
-    position = batch.positions[:, -1:] + 1
+    batch = lay_out(requests, spec).to(model.device)
+    growth = model.begin(batch, max(limits) + 1)
+    position = torch.tensor(batch.lengths, device=model.device)[:, None]
     if not spec.unified_position_ids:
         position = torch.tensor(
             [[0 if r.sample.response is None else len(r.sample.response)] for r in requests],
@@ -175,9 +182,9 @@ def autoregress(
     alive = torch.arange(count, device=model.device)
     drawn = torch.zeros(count, 0, dtype=torch.long, device=model.device)
     budget = torch.tensor(list(limits), device=model.device)
-    surprise = sampling.surprise(count, hidden)
+    surprise = sampling.surprise(count, growth.state)
     while True:
-        logits = model.project(hidden, 0).float()
+        logits = model.project(growth.state, 0).float()
         if guide:
             logits = guided(logits[: len(alive)], logits[len(alive) :], strength, rescale)
         token = sampling.draw(logits, generator, drawn, stop=spec.stop, surprise=surprise)
@@ -192,16 +199,13 @@ def autoregress(
             if not len(keep):
                 return
             both = torch.cat([keep, keep + len(alive)]) if guide else keep
-            cache.keep(both)
+            growth.keep(both)
             alive, drawn, token = alive[keep], drawn[keep], token[keep]
             surprise = surprise[keep] if surprise is not None else None
             position = position[both]
-            valid = valid[both] if valid is not None else None
         yield drawn
         step = table(torch.cat([token, token]) if guide else token)[:, None]
-        if valid is not None:
-            valid = torch.cat([valid, valid.new_ones(len(valid), 1)], 1)
-        hidden = model.model(step, position, valid=valid, causal=True, cache=cache)[:, -1]
+        growth.read(step, position)
         position = position + 1
 
 
@@ -260,7 +264,7 @@ def _demask(
         masked[scores.topk(count, largest=False).indices.cpu().numpy()] = True
         requests = [Request(s.with_response(codes), "nar-len", masked=masked) for s in (sample, null_of(sample))]
         batch = lay_out(requests, model.spec).to(model.device)
-        ((_, logits),) = model.batch_logits(batch)
+        (logits,) = model.batch_logits(batch)
         logits = guided(logits[:frames], logits[frames:], strength, rescale)
         token = sampling.draw(logits, generator)
         scores = logits.softmax(-1).amax(-1)

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from vall_e.model.attention import Growing, KVCache, Packed
 from vall_e.model.sequence import Batch, Request, Sample, lay_out
 from vall_e.model.spec import LENGTH_DIGITS, ModelSpec
-from vall_e.model.trunk import KVCache, Trunk
+from vall_e.model.trunk import Trunk
 
 
 class AudioEmbedding(nn.Module):
@@ -32,15 +33,15 @@ class Classifiers(nn.Module):
 
 @dataclass(frozen=True)
 class Loss:
-    """What `VallE.batch_loss` returns.
+    """What a training pass returns.
 
     Attributes:
-        per_request: [B], the mean cross-entropy of each request's output rows, in nats.
-        head: [B], the classifier of each request.
-        logits: [rows, classes] for each head of each pass, what the loss was computed from.
+        nll: [G], the mean cross-entropy of each request's output rows, in nats; with `delay`, of each level of it.
+        head: [G], the classifier of each.
+        logits: [rows, classes] for each head, what the loss was computed from.
     """
 
-    per_request: Tensor
+    nll: Tensor
     head: Tensor
     logits: list[Tensor]
 
@@ -50,11 +51,16 @@ class VallE(nn.Module):
 
     Args:
         spec: sizes and flags.
+
+    Raises:
+        ValueError: the offsets of `delay` are not those of so many levels.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
+        if spec.delay:
+            _ = spec.offsets  # raises when they do not fit
         dim, codes, levels = spec.dim, spec.audio_tokens, spec.levels
         self.sep = nn.Parameter(torch.randn(dim) * 0.02)
         self.dropout_token = nn.Parameter(torch.randn(dim) * 0.02)
@@ -87,7 +93,7 @@ class VallE(nn.Module):
     # Passes ------------------------------------------------------------------------------------------------
 
     def embed(self, batch: Batch) -> Tensor:
-        """The input embeddings [B, T, D] of a batch."""
+        """The input embeddings [N, D] of a batch."""
         return F.embedding(batch.rows, torch.cat([self.static_table(), self._frames(batch)]))
 
     def static_table(self) -> Tensor:
@@ -111,19 +117,27 @@ class VallE(nn.Module):
         table = torch.cat([e.weight for e in (*self.proms_emb.embeddings, *self.resps_emb.embeddings)])
         return F.embedding_bag(batch.codes, table, batch.frames, mode="sum")
 
-    def hidden(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
-        """The trunk's states [B, T, D]."""
-        return self.model(self.embed(batch), batch.positions, valid=batch.valid, causal=batch.causal, cache=cache)
+    def hidden(self, batch: Batch, kept: Tensor | None = None) -> Tensor:
+        """The trunk's states: of all positions [N, D], or of those kept."""
+        attend = Packed(batch.lengths, batch.causal)
+        return self.model(self.embed(batch), batch.positions, attend, kept=kept)
 
-    def batch_logits(self, batch: Batch, cache: KVCache | None = None) -> list[tuple[Tensor, Tensor]]:
-        """(indices into the batch's output rows [m], logits [m, classes]) for each head that the batch uses."""
-        states = self.hidden(batch, cache).flatten(0, 1)[batch.output]
-        result = []
-        for head in batch.head.unique().tolist():
-            index = (batch.head == head).nonzero().flatten()
-            chosen = states if len(index) == len(states) else states[index]
-            result.append((index, self.project(chosen, head)))
-        return result
+    def begin(self, batch: Batch, capacity: int) -> Growth:
+        """Read what autoregressive requests begin with, so that `capacity` positions more can follow."""
+        index, valid = batch.ends_aligned()
+        rows, width = index.shape
+        spec = self.spec
+        cache = KVCache(spec.layers, rows, spec.heads, width + capacity, spec.dim // spec.heads, self.sep)
+        # Padding takes the embedding of some position, and is seen by none.
+        growth = Growth(self, cache, None if valid.all() else valid)
+        growth.read(self.embed(batch)[index], batch.positions[index])
+        return growth
+
+    def batch_logits(self, batch: Batch) -> list[Tensor]:
+        """The logits [m, classes] of the batch's predictions, in their order, for each head that it uses."""
+        states = self.hidden(batch, batch.kept)
+        outputs = batch.output.split([count for _, count in batch.heads])
+        return [self.project(states[o], head) for (head, _), o in zip(batch.heads, outputs, strict=True)]
 
     def project(self, states: Tensor, head: int) -> Tensor:
         """The logits [..., classes] of states [..., D] under a head (see `head_of`)."""
@@ -131,61 +145,79 @@ class VallE(nn.Module):
             return self.classifiers.proj[head](states)
         return self.classifier(states)[..., : self.spec.classes[head]]
 
-    def forward(self, batches: Sequence[Batch]) -> Loss:
-        """The losses of all requests of a training batch's passes, whichever level each of them is at."""
-        losses = [self.batch_loss(batch.to(self.device)) for batch in batches]
-        return Loss(
-            torch.cat([loss.per_request for loss in losses]),
-            torch.cat([loss.head for loss in losses]),
-            [logits for loss in losses for logits in loss.logits],
-        )
-
-    def batch_loss(self, batch: Batch) -> Loss:
-        """Cross-entropy of a batch's output rows, mean over each request; rows without a target do not count."""
-        nll = torch.zeros(batch.size, device=self.device)
-        count = torch.zeros_like(nll)
-        head_of_request = torch.zeros(batch.size, dtype=torch.long, device=self.device)
-        head_of_request[batch.owner] = batch.head
+    def forward(self, batch: Batch) -> Loss:
+        """Cross-entropy of a batch's predictions, mean over each owner; those without a target do not count."""
+        batch = batch.to(self.device)
         by_head = self.batch_logits(batch)
-        for index, logits in by_head:
-            target, owner = batch.target[index], batch.owner[index]
-            known = target >= 0
-            rows = F.cross_entropy(logits.float(), target, ignore_index=-1, reduction="none")
-            nll = nll.index_add(0, owner, rows)
-            count.index_add_(0, owner, known.float())
-        return Loss(nll / count.clamp_min(1), head_of_request, [logits for _, logits in by_head])
+        targets = batch.target.split([len(logits) for logits in by_head])
+        rows = [
+            F.cross_entropy(logits.float(), target, ignore_index=-1, reduction="none")
+            for logits, target in zip(by_head, targets, strict=True)
+        ]
+        none = torch.zeros(len(batch.owner_head), device=self.device)
+        nll = none.index_add(0, batch.owner, torch.cat(rows))
+        count = none.index_add(0, batch.owner, (batch.target >= 0).float())
+        return Loss(nll / count.clamp_min(1), batch.owner_head, by_head)
 
     # By sample ---------------------------------------------------------------------------------------------
 
     def loss(self, samples: Sequence[Sample], task: str = "tts", level: int = 0) -> Tensor:
         """The loss in nats of predicting `level` of the samples: mean over each response, then over samples."""
-        return self.batch_loss(self._batch(samples, task, level)).per_request.mean()
+        return self(self.batch_of(samples, task, level)).nll.mean()
 
     def logits(self, samples: Sequence[Sample], task: str = "tts", level: int = 0) -> list[Tensor]:
         """One [rows, classes] tensor a sample: the rows that predict its response.
 
         At level 0 there is one more than the response has frames, which predicts the stop token.
         """
-        batch = self._batch(samples, task, level)
-        ((index, logits),) = self.batch_logits(batch)
-        owner = batch.owner[index]
-        return [logits[owner == i] for i in range(len(samples))]
+        batch = self.batch_of(samples, task, level)
+        (logits,) = self.batch_logits(batch)
+        return [logits[batch.owner == i] for i in range(len(samples))]
 
-    def _batch(self, samples: Sequence[Sample], task: str, level: int) -> Batch:
+    def batch_of(self, samples: Sequence[Sample], task: str = "tts", level: int = 0) -> Batch:
+        """The samples laid out for the pass that predicts `level` under a task, on the model's device."""
         requests = [request_of(sample, task, level) for sample in samples]
         return lay_out(requests, self.spec).to(self.device)
 
-    def generate(self, samples: Sequence[Sample], modality: str = "ar+nar", **options) -> list[np.ndarray]:
+    def generate(self, samples: Sequence[Sample], modality: str | None = None, **options) -> list[np.ndarray]:
         """Codes [T, levels] for each sample: see `vall_e.model.generate.generate` for the options."""
         from vall_e.model.generate import generate
 
         return generate(self, samples, modality, **options)
 
 
+class Growth:
+    """Rows of positions that are read a few at a time, each seeing those before it.
+
+    Attributes:
+        state: [B, D], the last state of each row, which predicts what comes next.
+    """
+
+    state: Tensor
+
+    def __init__(self, model: VallE, cache: KVCache, valid: Tensor | None) -> None:
+        self._model, self._cache, self._valid = model, cache, valid
+
+    def read(self, x: Tensor, positions: Tensor) -> None:
+        """Read embeddings [B, T, D] at positions [B, T]; `valid` says already which of the first are padding."""
+        past, count = self._cache.length, x.shape[1]
+        if past and self._valid is not None:
+            self._valid = torch.cat([self._valid, self._valid.new_ones(len(x), count)], 1)
+        self.state = self._model.model(x, positions, Growing(self._cache, self._valid, count))[:, -1]
+        self._cache.length += count
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every row but these, which may be repeated."""
+        self._cache.keep(rows)
+        self.state = self.state[rows]
+        if self._valid is not None:
+            self._valid = self._valid[rows]
+
+
 def request_of(sample: Sample, task: str, level: int) -> Request:
-    """The pass that predicts `level` of a sample under a task (`tts`, `nar-len`, `stt` or `len`)."""
+    """The pass that predicts `level` of a sample under a task (`tts`, `delay`, `nar-len`, `stt` or `len`)."""
     if task == "tts":
         return Request(sample, "ar") if level == 0 else Request(sample, "nar", level)
-    if task in ("nar-len", "stt", "len"):
+    if task in ("delay", "nar-len", "stt", "len"):
         return Request(sample, task)
-    raise ValueError(f"task: expected tts, nar-len, stt or len, found {task!r}")
+    raise ValueError(f"task: expected tts, delay, nar-len, stt or len, found {task!r}")

@@ -1,4 +1,4 @@
-"""From utterances to one padded batch of table rows, positions and targets.
+"""From utterances to one packed batch of table rows, positions and targets.
 
 A sequence is `phonemes | language | level | prompt | [tone] | response`, or, when speech is transcribed,
 `response | language | level | phonemes`, with a separator between segments and none at the end. Everything here is
@@ -8,15 +8,18 @@ index arithmetic in numpy, so a loader's worker can do it; the model only gather
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from vall_e.model.patterns import delay
 from vall_e.model.spec import LANGUAGES, LENGTH_DIGITS, TASKS, ModelSpec
 
-Kind = Literal["ar", "nar", "nar-len", "stt", "len"]
+_NONE = np.zeros(0, np.int64)
+
+Kind = Literal["ar", "nar", "nar-len", "delay", "stt", "len"]
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ class Request:
 
     Attributes:
         kind: `ar` predicts level 0 from the past; `nar` predicts `level` from the levels below; `nar-len`
-            predicts the masked codes of level 0; `stt` predicts the phonemes of the response; `len` predicts the
-            number of frames, digit by digit.
+            predicts the masked codes of level 0; `delay` predicts all levels from the past; `stt` predicts the
+            phonemes of the response; `len` predicts the number of frames, digit by digit.
         level: the level that `nar` predicts, 1 or more.
         masked: [T] booleans, the positions that `nar-len` hides and predicts.
         digits: for `len` in the making, the tokens so far, the start token first.
@@ -84,41 +87,57 @@ class Request:
 
     @property
     def causal(self) -> bool:
-        return self.kind in ("ar", "stt", "len")
+        return self.kind in ("ar", "delay", "stt", "len")
 
 
 @dataclass
 class Batch:
-    """Requests of one attention kind, laid out for the model.
+    """Requests laid out for the model one behind the other, without padding: N positions in all.
 
     Attributes:
-        rows: [B, T], rows of the model's table of embeddings (0 is padding).
-        positions: [B, T].
-        valid: [B, T] booleans, False at padding; None when nothing is padded or padding cannot be seen.
-        causal: the attention's direction.
+        rows: [N], rows of the model's table of embeddings.
+        positions: [N].
+        lengths: positions of each request.
+        causal: the direction of each request's attention.
         codes: [K], rows of the model's table of codes (see `CodeTable`), frame after frame.
-        frames: [F], where each frame of prompts, then of responses, begins in `codes`: its rows are summed.
-        output: [M], flat indices into B * T of the states that predict.
-        head: [M], the classifier of each.
-        target: [M], what each should predict; -1 where nothing is known.
-        owner: [M], the request of each.
+        frames: [F], where each frame of prompts and responses begins in `codes`: its rows are summed.
+        kept: [S], the positions whose states predict, in order.
+        heads: (classifier, number of predictions) for those that the requests use; predictions are sorted by it.
+        output: [M], which of the kept states makes each prediction.
+        target: [M], what it should be; -1 where nothing is known.
+        owner: [M], whose mean it counts to: its request, or with `delay` a level of it.
+        owner_head: [G], the classifier of each owner.
     """
 
     rows: Tensor
     positions: Tensor
-    valid: Tensor | None
-    causal: bool
+    lengths: tuple[int, ...]
+    causal: tuple[bool, ...]
     codes: Tensor
     frames: Tensor
+    kept: Tensor
+    heads: tuple[tuple[int, int], ...]
     output: Tensor
-    head: Tensor
     target: Tensor
     owner: Tensor
-    size: int
+    owner_head: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
         moved = {k: v.to(device, non_blocking=True) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
         return replace(self, **moved)
+
+    def ends_aligned(self) -> tuple[Tensor, Tensor]:
+        """Where each position goes when the requests stand side by side, padded on the left, as decoding has them.
+
+        Returns:
+            (index [B, T] into the N positions, 0 at padding; valid [B, T] booleans, False there).
+        """
+        lengths = torch.tensor(self.lengths)
+        width = int(lengths.max())
+        place = torch.arange(width) - (width - lengths)[:, None]  # B, T
+        index = (lengths.cumsum(0) - lengths)[:, None] + place
+        valid = place >= 0
+        return index.where(valid, 0).to(self.rows.device), valid.to(self.rows.device)
 
 
 class Tables:
@@ -146,10 +165,13 @@ class CodeTable:
         self.ar = first
         self.nar = first + codes + 1 + np.arange(levels - 1) * codes
         self.masked = first + codes + 1 + (levels - 1) * codes
+        self.delayed = np.concatenate([[self.ar], self.nar])
 
-    def prompt_rows(self, codes: np.ndarray, level: int) -> np.ndarray:
-        """Rows [T, n] of prompt codes [T, Q] when `level` is predicted: the levels below it, at least the first."""
-        limit = max(1, level)
+    def prompt_rows(self, codes: np.ndarray, request: Request) -> np.ndarray:
+        """Rows [T, n] of prompt codes [T, Q]: of the levels below the predicted one, at least of the first."""
+        if request.kind == "delay":
+            return codes + self.prompt
+        limit = max(1, request.level)
         chosen = slice(0, limit) if self.spec.sums("prom") else slice(limit - 1, limit)
         return codes[:, chosen] + self.prompt[chosen]
 
@@ -164,9 +186,9 @@ class CodeTable:
 
 
 def head_of(request: Request, spec: ModelSpec) -> int:
-    """The classifier's number: the level, then NAR-len, speech-to-text and length."""
+    """The classifier's number: the level (with `delay` the first one), then NAR-len, speech-to-text and length."""
     q = spec.levels
-    return {"ar": 0, "nar": request.level, "nar-len": q, "stt": q + 1, "len": q + 2}[request.kind]
+    return {"ar": 0, "nar": request.level, "nar-len": q, "delay": 0, "stt": q + 1, "len": q + 2}[request.kind]
 
 
 def length_tokens(frames: int, spec: ModelSpec) -> np.ndarray:
@@ -175,134 +197,180 @@ def length_tokens(frames: int, spec: ModelSpec) -> np.ndarray:
     return np.array([0, *digits, LENGTH_DIGITS - 1], np.int64)
 
 
-def lay_out(requests: Sequence[Request], spec: ModelSpec, *, pad_left: bool = False) -> Batch:
-    """Lay out requests of one attention kind as a batch.
+@dataclass(frozen=True)
+class _Output:
+    """The segment that a request ends with, and what is to be predicted.
 
-    Args:
-        requests: all causal, or all not (with `noncausal_masks` off every request is causal).
-        pad_left: align the ends, for decoding; by default the starts are aligned.
+    Attributes:
+        static: rows [T] of the model's static table, when it is not of codes.
+        codes: rows [K] of the model's table of codes, frame after frame.
+        widths: [F], how many of them each frame has.
+        target: [M].
+        step: [M], the state that predicts each, counted from the first that does.
+        level: [M], with `delay` the level of each.
+    """
+
+    static: np.ndarray | None = None
+    codes: np.ndarray = field(default_factory=lambda: _NONE)
+    widths: np.ndarray = field(default_factory=lambda: _NONE)
+    target: np.ndarray = field(default_factory=lambda: _NONE)
+    step: np.ndarray | None = None
+    level: np.ndarray | None = None
+
+
+def lay_out(requests: Sequence[Request], spec: ModelSpec) -> Batch:
+    """Lay out requests as a batch.
 
     Raises:
         ValueError: a code or phoneme outside its table, named with its sample.
     """
     tables, code_table = Tables(spec), CodeTable(spec)
-    sequences, positions, outputs, targets, heads = [], [], [], [], []
-    prompt_rows: list[np.ndarray] = []
-    response_rows: list[np.ndarray] = []
-    n_prompt = n_response = 0
-    prompted = [r.sample for r in requests if r.kind != "stt"]
-    total_prompt = sum(len(p) for s in prompted for p in s.prompt_parts() if not isinstance(p, str))
+    separator = np.array([tables.separator])
+    rows: list[np.ndarray] = []
+    segments: list[int] = []  # lengths of what positions are counted in
+    codes: list[np.ndarray] = []
+    widths: list[np.ndarray] = []
+    kept, output, heads, targets, owners = [], [], [], [], []
+    owner_head: list[int] = []
+    lengths: list[int] = []
+    frames = start = predictions = 0
     for at, request in enumerate(requests):
         sample = request.sample
         phones = tables.phonemes + _checked(sample.phone_ids(), spec.phoneme_tokens, "phoneme", at)
-        language = [tables.languages + _bounded(sample.language_id(), spec.langs, "language", at)]
-        quantiser = [tables.levels + _bounded(request.level, spec.levels, "level", at)]
-        prompt = []
-        for part in sample.prompt_parts() if request.kind != "stt" else ():
-            if isinstance(part, str):
-                prompt.append([tables.tasks + TASKS[part]])
-                continue
-            codes = _codes(part, spec, at)
-            prompt.append(tables.audio + n_prompt + np.arange(len(codes)))
-            n_prompt += len(codes)
-            prompt_rows.append(code_table.prompt_rows(codes, request.level))
-        response, target, codes = _response(request, spec, tables, at)
-        if codes is not None:
-            response = tables.audio + total_prompt + n_response + np.arange(len(codes))
-            n_response += len(codes)
-            response_rows.append(code_table.response_rows(codes, request))
+        language = tables.languages + _bounded(sample.language_id(), spec.langs, "language", at)
+        quantiser = tables.levels + _bounded(request.level, spec.levels, "level", at)
+        labels = np.array([language, tables.separator, quantiser, tables.separator])
+        out = _output(request, spec, tables, code_table, at)
         if request.kind == "stt":
-            segments = [response, language, quantiser, phones]
-            target = sample.phone_ids() if request.stop else target
+            spoken = tables.audio + frames + np.arange(len(out.widths))
+            frames += len(spoken)
+            codes.append(out.codes)
+            widths.append(out.widths)
+            pieces, sizes = [spoken, separator, labels, phones], [len(spoken) + 1, 2, 2, len(phones)]
         else:
-            segments = [phones, language, quantiser]
-            if prompt:
-                segments.append(np.concatenate(prompt))
+            pieces, sizes = [phones, separator, labels], [len(phones) + 1, 2, 2]
+            before = len(pieces)
+            for part in sample.prompt_parts():
+                if isinstance(part, str):
+                    pieces.append(np.array([tables.tasks + TASKS[part]]))
+                    continue
+                prompt = code_table.prompt_rows(_codes(part, spec, at), request)
+                pieces.append(tables.audio + frames + np.arange(len(prompt)))
+                frames += len(prompt)
+                codes.append(prompt.reshape(-1))
+                widths.append(np.full(len(prompt), prompt.shape[1]))
+            if len(pieces) > before:
+                sizes.append(sum(map(len, pieces[before:])) + 1)
+                pieces.append(separator)
             if sample.tone is not None:
-                segments.append([tables.tones + _bounded(sample.tone, spec.tones, "tone", at)])
-            segments.append(response)
-
-        pieces, places = [], []
-        for i, segment in enumerate(segments):
-            piece = segment if i == len(segments) - 1 else [*segment, tables.separator]
-            pieces.append(np.asarray(piece, np.int64))
-            places.append(np.arange(len(piece)))
-        rows = np.concatenate(pieces)
-        sequences.append(rows)
-        positions.append(np.arange(len(rows)) if spec.unified_position_ids else np.concatenate(places))
+                tone = tables.tones + _bounded(sample.tone, spec.tones, "tone", at)
+                pieces.append(np.array([tone, tables.separator]))
+                sizes.append(2)
+            response = out.static
+            if response is None:
+                response = tables.audio + frames + np.arange(len(out.widths))
+                frames += len(response)
+                codes.append(out.codes)
+                widths.append(out.widths)
+            pieces.append(response)
+            sizes.append(len(response))
+        rows += pieces
+        length = sum(sizes)
+        segments += [length] if spec.unified_position_ids else sizes
         # An autoregressive state predicts the token behind it, the last separator the first token.
-        first = len(rows) - len(segments[-1]) - (1 if request.causal else 0)
-        count = max(1, len(target)) if request.causal and not request.stop else len(target)
-        outputs.append(np.arange(first, first + count))
-        targets.append(target if len(target) == count else np.full(count, -1))
-        heads.append(np.full(count, head_of(request, spec)))
-
-    lengths = np.array([len(s) for s in sequences])
-    width = int(lengths.max())
-    starts = width - lengths if pad_left else np.zeros_like(lengths)
-    rows = np.zeros((len(sequences), width), np.int64)
-    place = np.zeros_like(rows)
-    valid = np.zeros(rows.shape, bool)
-    for i, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-        rows[i, start : start + length] = sequences[i]
-        place[i, start : start + length] = positions[i]
-        valid[i, start : start + length] = True
-    causal = requests[0].causal or not spec.noncausal_masks
-    hidden = (lengths != width).any() and (pad_left or not causal)
-    summed = [*prompt_rows, *response_rows]
-    widths = np.concatenate([np.full(len(r), r.shape[1]) for r in summed] or [np.zeros(0, np.int64)])
-
-    def joined(arrays: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(arrays) if arrays else np.zeros(0, np.int64))
-
+        first = start + length - sizes[-1] - (1 if request.causal else 0)
+        count, step, target = len(out.target), out.step, out.target
+        if not count and request.causal:  # to be continued: the last state predicts what nobody knows yet
+            first, count, target = start + length - 1, 1, np.full(1, -1)
+        states = count if step is None else int(step.max()) + 1
+        kept.append(np.arange(first, first + states))
+        output.append(predictions + (np.arange(count) if step is None else step))
+        head = head_of(request, spec)
+        heads.append(np.full(count, head) if out.level is None else out.level)
+        owners.append(np.full(count, len(owner_head)) if out.level is None else len(owner_head) + out.level)
+        owner_head += [head] if out.level is None else range(spec.levels)
+        targets.append(target)
+        predictions += states
+        lengths.append(length)
+        start += length
+    counts = np.concatenate([*widths, _NONE])
+    head_of_each = np.concatenate([*heads, _NONE])
+    order = np.argsort(head_of_each, kind="stable")
+    used = np.bincount(head_of_each)
+    ends = np.cumsum(segments)
     return Batch(
-        rows=torch.from_numpy(rows),
-        positions=torch.from_numpy(place),
-        valid=torch.from_numpy(valid) if hidden else None,
-        causal=causal,
-        codes=joined([r.reshape(-1) for r in summed]),
-        frames=torch.from_numpy(np.cumsum(widths) - widths),
-        output=joined([i * width + starts[i] + o for i, o in enumerate(outputs)]),
-        head=joined(heads),
-        target=joined([np.asarray(t, np.int64) for t in targets]),
-        owner=joined([np.full(len(t), i) for i, t in enumerate(outputs)]),
-        size=len(requests),
+        rows=_joined(rows),
+        positions=torch.from_numpy(np.arange(start) - np.repeat(ends - segments, segments)),
+        lengths=tuple(lengths),
+        causal=tuple(r.causal or not spec.noncausal_masks for r in requests),
+        codes=_joined(codes),
+        frames=torch.from_numpy(np.cumsum(counts) - counts),
+        kept=_joined(kept),
+        heads=tuple((h, n) for h, n in enumerate(used.tolist()) if n),
+        output=_joined(output)[order],
+        target=_joined(targets)[order],
+        owner=_joined(owners)[order],
+        owner_head=torch.tensor(owner_head),
     )
 
 
-def _response(
-    request: Request, spec: ModelSpec, tables: Tables, at: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """The response segment: (static rows or empty, targets, codes or None)."""
+def _joined(arrays: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate([*arrays, _NONE]))
+
+
+def _output(request: Request, spec: ModelSpec, tables: Tables, code_table: CodeTable, at: int) -> _Output:
+    """What a request ends with."""
     sample = request.sample
-    none = np.zeros(0, np.int64)
     if request.kind == "len":
         if not request.stop:
-            return tables.lengths + np.array(request.digits, np.int64), none, None
-        tokens = none if sample.response is None else length_tokens(len(sample.response), spec)
-        return tables.lengths + tokens, tokens, None
+            return _Output(tables.lengths + np.array(request.digits, np.int64))
+        tokens = _NONE if sample.response is None else length_tokens(len(sample.response), spec)
+        return _Output(tables.lengths + tokens, target=tokens)
     codes = np.zeros((0, spec.levels), np.int64)
     if sample.response is not None:
         codes = _codes(sample.response, spec, at)
+    if request.kind == "delay":
+        return _delayed(codes, spec, code_table) if request.stop else _Output(_NONE)
+    target = _NONE
     if request.kind == "stt":
         if not len(codes):
             raise ValueError(f"sample {at}: there is no response to transcribe")
-        return none, none, codes
-    if request.kind == "ar":
-        if request.stop:
-            end = np.full((1, spec.levels), 0)
-            end[0, 0] = spec.stop
-            codes = np.concatenate([codes, end])
-        return none, codes[:, 0] if request.stop else none, codes
-    if request.kind == "nar":
+        target = sample.phone_ids() if request.stop else target
+    elif request.kind == "ar" and request.stop:
+        end = np.zeros((1, spec.levels), np.int64)
+        end[0, 0] = spec.stop
+        codes = np.concatenate([codes, end])
+        target = codes[:, 0]
+    elif request.kind == "nar":
         if not 1 <= request.level < spec.levels:
             raise ValueError(f"sample {at}: NAR predicts levels 1 to {spec.levels - 1}, asked for {request.level}")
-        return none, codes[:, request.level], codes
-    masked = np.ones(len(codes), bool) if request.masked is None else np.asarray(request.masked, bool)
-    target = np.where(masked, codes[:, 0], -1)
-    codes = codes.copy()
-    codes[masked, 0] = spec.stop
-    return none, target, codes
+        target = codes[:, request.level]
+    elif request.kind == "nar-len":
+        masked = np.ones(len(codes), bool) if request.masked is None else np.asarray(request.masked, bool)
+        target = np.where(masked, codes[:, 0], -1)
+        codes = codes.copy()
+        codes[masked, 0] = spec.stop
+    looked_up = code_table.response_rows(codes, request)
+    return _Output(codes=looked_up.reshape(-1), widths=np.full(len(codes), looked_up.shape[1]), target=target)
+
+
+def _delayed(codes: np.ndarray, spec: ModelSpec, code_table: CodeTable) -> _Output:
+    """All levels of codes [T, Q] behind each other, the stop token after the first level's last."""
+    frames = len(codes)
+    end = np.full((1, spec.levels), -1)
+    end[0, 0] = spec.stop
+    steps = max(frames + 1, frames + max(spec.offsets)) if frames else 1
+    sequence = delay(frames + 1, spec.offsets).spread(np.concatenate([codes, end]), -1)[:steps]
+    there = sequence >= 0
+    step, level = there.nonzero()
+    # The last step is predicted, and not read.
+    return _Output(
+        codes=(sequence + code_table.delayed)[:-1][there[:-1]],
+        widths=there[:-1].sum(1),
+        target=sequence[there],
+        step=step,
+        level=level,
+    )
 
 
 def _codes(codes: np.ndarray, spec: ModelSpec, at: int) -> np.ndarray:

@@ -44,6 +44,8 @@ class ModelSpec:
             response), or only the one just below is embedded (`False`).
         split_classifiers: a head for each level, instead of one for all.
         classifiers_bias: the output heads have biases.
+        delay: all levels are predicted at once, each so many frames behind the first as `offsets` says (True: as its
+            number), instead of AR+NAR.
         masking_train_p: share of the level 0 samples that are trained to be demasked (NAR-len).
         length_offset: what the `len` task adds to the number of frames (1 in weights trained before us).
     """
@@ -66,6 +68,7 @@ class ModelSpec:
     split_classifiers: bool = True
     classifiers_bias: bool = True
     length_offset: int = 0
+    delay: bool | tuple[int, ...] = False
     masking_train_p: float = 0.0
     level_weights: tuple[float, ...] | Literal["auto", "equal"] = "auto"
     capabilities: tuple[str, ...] = field(default=("ar", "nar"))
@@ -75,6 +78,31 @@ class ModelSpec:
             raise ValueError(
                 f"model size: dim {self.dim} must be a multiple of 2 x heads ({self.heads}) for rotary positions"
             )
+
+        if self.delay and self.masking_train_p:
+            raise ValueError(
+                "experimental.masking_train_p: a model with delay has no level 0 to be demasked; set it to 0"
+            )
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Frames that each level stands behind the first, with `delay`.
+
+        Raises:
+            ValueError: there is not one a level, or one stands before the first, which says where all end.
+        """
+        offsets = tuple(range(self.levels)) if self.delay is True else self.delay or ()
+        if len(offsets) != self.levels or offsets[0] or min(offsets) < 0:
+            raise ValueError(
+                f"experimental.delay: expected {self.levels} offsets, one a level, 0 for the first and 0 or more for "
+                f"the others, found {list(offsets)}"
+            )
+        return offsets
+
+    @property
+    def modality(self) -> str:
+        """How the model generates when nothing else is asked for."""
+        return "delay" if self.delay else "ar+nar"
 
     @property
     def stop(self) -> int:
@@ -109,6 +137,7 @@ class ModelSpec:
         """From a model's entry in a config, or the `config` stored beside weights."""
         experimental = config.get("experimental") or {}
         p = experimental.get("rvq_levels_p", "auto")
+        delay = experimental.get("delay", False)
         size = config.get("size", "full")
         return cls(
             **_size(size),
@@ -123,6 +152,7 @@ class ModelSpec:
             classifiers_bias=experimental.get("classifiers_bias", True),
             # Weights made before the field existed were trained on the length + 1.
             length_offset=experimental.get("length_offset", 1),
+            delay=delay if isinstance(delay, bool) else tuple(delay),
             masking_train_p=experimental.get("masking_train_p", 0.0),
             level_weights=p if isinstance(p, str) else tuple(p),
             capabilities=tuple(config.get("capabilities", ("ar", "nar"))),
@@ -157,6 +187,7 @@ class ModelSpec:
                 "noncausal_masks": self.noncausal_masks,
                 "classifiers_bias": self.classifiers_bias,
                 "length_offset": self.length_offset,
+                "delay": self.delay if isinstance(self.delay, bool) else [*self.delay],
                 "masking_train_p": self.masking_train_p,
                 "rvq_levels_p": self.level_weights if isinstance(self.level_weights, str) else [*self.level_weights],
             },

@@ -14,6 +14,7 @@ PRINTS = {
     "teacher_student.py": ["teachers above 0.95: True", "student without a label above 0.9: True"],
     "two_backends.py": ["steps: {'slow': 7, 'fast': 20}", "equal to the bit: True"],
     "by_hand.py": ["steps: 80, weight: 2.92"],
+    "cached_teachers.py": ["loads: 3", "student without a label above 0.9: True"],
     "quickstart.py": ["equal to the bit: True"],
 }
 FOLDER = Path(__file__).parents[1] / "examples"

@@ -77,6 +77,10 @@ def ids(batches) -> list[list[int]]:
     return [b["id"].tolist() for b in batches]
 
 
+def flat(batches: list[list[int]]) -> list[int]:
+    return [i for batch in batches for i in batch]
+
+
 def no_x(row):
     return {"id": row["id"]}
 
@@ -122,7 +126,7 @@ def test_rows_and_batches_go_through_their_callbacks(folder):
     ]
     for loader in made:
         batches = list(loader)
-        assert sum(ids(batches), []) == list(range(30))
+        assert flat(ids(batches)) == list(range(30))
         assert [b["n"] for b in batches] == [4] * 7 + [2]
         assert set(batches[0]) == {"id", "n"}
     assert ids(StreamLoader(stream, 4, on_row=no_x, drop_last=True))[-1] == [24, 25, 26, 27]
@@ -202,7 +206,7 @@ def test_a_resumed_epoch_reads_no_row_again(folder):
     again.load_state_dict(state)
     read.clear()
     rest = ids(again)
-    assert sum(first + rest, []) == list(range(30))
+    assert flat(first + rest) == list(range(30))
     assert read == list(range(8, 30))
     assert again.state_dict()["epoch"] == 1
     short = DatasetLoader(open_dataset(folder, split="test"), batch_size=4)
@@ -219,7 +223,7 @@ def test_ranks_share_the_batches(folder):
     streams = [
         StreamLoader(open_dataset(folder, streaming=True), 4, on_row=no_x, rank=r, world_size=3) for r in range(3)
     ]
-    assert sorted(sum((sum(ids(s), []) for s in streams), [])) == list(range(30))
+    assert sorted(flat(flat(ids(s)) for s in streams)) == list(range(30))
 
 
 def test_an_early_stop_closes_what_is_open(make_engine, tmp_path):

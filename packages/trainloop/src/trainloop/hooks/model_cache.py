@@ -166,6 +166,8 @@ class ModelCache:
             try:
                 self._bring(entry)
             except Exception as e:
+                if self._closed:
+                    raise
                 _log.warning("model %r could not be prefetched: %s: %s", name, type(e).__name__, e)
                 raise
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainloop.manifest import CheckpointError, fsync
+from trainloop.manifest import CheckpointError
 
 
 def modules_of(model: Any) -> list[nn.Module]:
@@ -76,14 +75,12 @@ class ModelMemory:
         self._put([_bytes(s).to(device, copy=True).untyped_storage() for s in self._settled()])
 
     def save(self, path: Path) -> None:
-        """Write the bytes to `path`, in one rename, and leave the tensors empty until `load`."""
-        partial = path.with_name(f"{path.name}.tmp")
+        """Write the bytes to `path` and leave the tensors empty until `load`; as they were, if writing fails."""
         try:
-            torch.save([_bytes(s).cpu() for s in self._settled()], partial)
-            fsync(partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+            torch.save([_bytes(s).cpu() for s in self._settled()], path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         for view in self._views:
             view.tensor.data = torch.empty(0, dtype=view.tensor.dtype)
 

@@ -209,6 +209,10 @@ def test_a_resumed_epoch_reads_no_row_again(folder):
     assert flat(first + rest) == list(range(30))
     assert read == list(range(8, 30))
     assert again.state_dict()["epoch"] == 1
+    assert next(epoch)["id"].tolist() == rest[0]
+    loader.close()
+    assert list(epoch) == []
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batches"]) == (0, 3)  # closed, and known still
     short = DatasetLoader(open_dataset(folder, split="test"), batch_size=4)
     short.load_state_dict(state)
     with pytest.raises(RuntimeError, match="gives 1 batches, and 2 were handed out"):

@@ -154,6 +154,8 @@ def test_code_of_a_repository_is_refused(tmp_path):
         load(ModelSource.pretrained(tmp_path, nn.Linear))
     with pytest.raises(ModelLoadError, match="trainloop has no Nothing"):
         load(ModelSource.pretrained(tmp_path, "trainloop.Nothing"))
+    with pytest.raises(ModuleNotFoundError, match="No module named 'strangers'"):
+        load(ModelSource.pretrained(tmp_path, "strangers.Net"))
 
 
 def test_a_state_dict_of_a_repository(server, hub):
@@ -187,7 +189,7 @@ def test_a_transformers_model_of_the_hub(server, hub, tmp_path):
 
     net = GPT2LMHeadModel(GPT2Config(vocab_size=17, n_positions=8, n_embd=8, n_layer=1, n_head=2))
     net.save_pretrained(tmp_path / "saved")
-    for other in ("pytorch_model.bin", "tf_model.h5", "onnx/model.onnx"):
+    for other in ("pytorch_model.bin", "tf_model.h5", "onnx/model.onnx", "modeling.py"):
         (tmp_path / "saved" / other).parent.mkdir(exist_ok=True)
         (tmp_path / "saved" / other).write_bytes(b"x")
     server.add("org/gpt", tmp_path / "saved")
@@ -279,5 +281,5 @@ for make in (
         print(e)
 """
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    named = [line.partition("pip install ")[2].partition(" (")[0] for line in out.stdout.splitlines()]
+    named = [line.partition("pip install ")[2] for line in out.stdout.splitlines()]
     assert named == [f"trainloop[{extra}]" for extra in ("transformers", "diffusers", "datasets", "hub", "hub")]

@@ -187,8 +187,8 @@ class DatasetLoader(DataLoader):
 
     def state_dict(self) -> dict[str, Any]:
         """The position: epoch, batches handed out, and what the order was drawn from."""
-        between = self._epoch is None and self._resume is None
-        begun = {"rng": None, "sampler": self._order.state_dict()} if between else self._begun
+        within = self._epoch is not None or self._resume is not None or self.batches > 0
+        begun = self._begun if within else {"rng": None, "sampler": self._order.state_dict()}
         return {"epoch": self.epoch, "batches": self.batches, **begun}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -320,7 +320,8 @@ class _Epoch:
         try:
             batch = next(self._batches)
         except StopIteration:
-            self._loader._end()
+            if self._loader._epoch is self:
+                self._loader._end()
             raise
         self._loader._advance()
         return batch

@@ -5,7 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-_EXTRA = {"huggingface_hub": "hub", "safetensors": "hub"}  # others are named like their package
+_EXTRA = {
+    "datasets": "datasets",
+    "diffusers": "diffusers",
+    "huggingface_hub": "hub",
+    "safetensors": "hub",
+    "transformers": "transformers",
+}
 
 
 def require(module: str, wanted_by: str) -> ModuleType:
@@ -16,12 +22,13 @@ def require(module: str, wanted_by: str) -> ModuleType:
         wanted_by: what needs it, for the message.
 
     Raises:
-        ImportError: its package is not installed; names the extra that brings it.
+        ImportError: its package cannot be imported; names the extra that brings it, where there is one.
     """
     package = module.partition(".")[0]
     try:
         import_module(package)
     except ImportError as e:
-        extra = _EXTRA.get(package, package)
-        raise ImportError(f"{wanted_by} needs {package}: pip install trainloop[{extra}] ({e})") from e
+        if package not in _EXTRA:
+            raise
+        raise ImportError(f"{wanted_by} needs {package}: pip install trainloop[{_EXTRA[package]}]") from e
     return import_module(module)

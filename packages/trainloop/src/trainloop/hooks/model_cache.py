@@ -275,7 +275,7 @@ class ModelCache:
 
     def _place(self, entry: _Entry, model: Any, memory: ModelMemory, new: bool) -> None:
         if new:
-            self._loader.place(entry.name, model)
+            self._loader.place(entry.name, model, memory)
         elif entry.level == "cpu":
             memory.to(self._loader.device)
         else:

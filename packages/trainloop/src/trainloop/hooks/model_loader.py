@@ -20,7 +20,7 @@ from trainloop.hooks.registry import Hooks
 Stage = Literal["resolve", "download", "load", "place", "ready"]
 T = TypeVar("T")
 
-_OTHER_FRAMEWORKS = (".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".gguf", ".mlmodel")
+_NOT_FETCHED = (".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".gguf", ".mlmodel", ".py")  # other frameworks, code
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _RUNS_CODE = ("trust_remote_code", "custom_pipeline", "custom_revision")
 
@@ -74,7 +74,7 @@ class ModelSource:
             model: the class, or its full name, such as `"transformers.AutoModelForCausalLM"` or
                 `"diffusers.DiffusionPipeline"`, which is imported when it loads.
             revision: see the class.
-            options: for `from_pretrained`: `torch_dtype`, `variant`, …
+            options: for `from_pretrained`: `dtype`, `variant`, …
 
         Raises:
             ValueError: an option would run code from the repository.
@@ -117,7 +117,7 @@ class ModelLoader:
     stage, then `ModelLoaded`, on the thread that loads.
 
     Args:
-        models: name to source, or to a function that makes the model on the CPU.
+        models: name to source, or to a function that makes the model on the CPU, which has no `resolve` or `download`.
         device: where models are placed.
         frozen: put them in evaluation mode without gradients.
         hub: where repositories come from; the public hub when None.
@@ -161,12 +161,15 @@ class ModelLoader:
         path = self._stage(name, "download", lambda: self._download(source, found))
         return self._stage(name, "load", lambda: source.build(path))
 
-    def place(self, name: str, model: Any) -> Any:
-        """The stages `place` and `ready` of a model that `fetch` gave."""
+    def place(self, name: str, model: Any, memory: ModelMemory | None = None) -> Any:
+        """The stages `place` and `ready` of a model that `fetch` gave; `memory` is its own, where it is known."""
 
         def place() -> Any:
-            if self.device.type != "cpu":
-                ModelMemory(model).to(self.device)
+            if self.device.type != "cpu" and memory is not None:
+                memory.to(self.device)
+            elif self.device.type != "cpu":
+                for module in modules_of(model):
+                    module.to(self.device)
             return model
 
         def ready() -> Any:
@@ -196,7 +199,7 @@ class ModelLoader:
     def _download(self, source: ModelSource, found: Path | str) -> Path:
         if isinstance(found, str):
             wanted = source.file
-            choose = _weights_once if wanted is None else lambda paths: [p for p in paths if p == wanted]
+            choose = _without_extras if wanted is None else lambda paths: [p for p in paths if p == wanted]
             found = (self._hub or Hub()).snapshot(found, source.revision, choose=choose)
         path = found if source.file is None else found / source.file
         if not path.exists():
@@ -216,14 +219,14 @@ def _resolve(where: str | Path) -> Path | str:
     return text
 
 
-def _weights_once(paths: list[str]) -> list[str]:
-    """Without weights for other frameworks, and without pickles where the same folder has safetensors."""
+def _without_extras(paths: list[str]) -> list[str]:
+    """Without code, weights for other frameworks, and pickles where the same folder has safetensors."""
     safe = {p.rpartition("/")[0] for p in paths if p.endswith(".safetensors")}
 
     def wanted(path: str) -> bool:
         if path.endswith(_PICKLED) or path.endswith(".bin.index.json"):
             return path.rpartition("/")[0] not in safe
-        return not path.endswith(_OTHER_FRAMEWORKS)
+        return not path.endswith(_NOT_FETCHED)
 
     return [p for p in paths if wanted(p)]
 

@@ -5,6 +5,9 @@
 
     python benchmarks/vall_e.py [--quick] [--out FILE]       two sizes on this CPU, one thread
     python benchmarks/vall_e.py --gpu [--out FILE]           full size on CUDA: tokens/s, MFU, peak memory
+    python benchmarks/vall_e.py --patterns FOLDER [--minutes M] [--out FILE]
+                                                             AR+NAR beside delayed levels on the demo corpus: equal
+                                                             size, M minutes of one thread's CPU time each
 
 Each figure is the median of several runs, ours and the peer's in turn. The peer has the same trunk (width, layers,
 heads, feed-forward) and is driven as one drives a llama: padded batches, logits of every position, its own cache.
@@ -236,27 +239,76 @@ def start_up() -> float:
     return statistics.median(runs)
 
 
+def patterns(folder: Path, minutes: float) -> dict[str, Any]:
+    """The demo's model trained as AR+NAR and with delayed levels, each for so much CPU time: what came of it."""
+    from dataclasses import asdict
+    from importlib import resources
+
+    from vall_e.cli.train import _prepare_demo
+    from vall_e.config import Config
+    from vall_e.summary import describe, report
+    from vall_e.training import Training
+
+    class Timed(Training):
+        """Ends by CPU time, which other programs on the machine do not shorten."""
+
+        started: float | None = None
+
+        def _feed(self, *args: Any) -> Any:
+            if self.started is None:
+                self.started = time.process_time()
+            if self._time_used() >= 1:
+                self.trainer.time_budget = 1e-9
+            return super()._feed(*args)
+
+        def _time_used(self) -> float:
+            return 0.0 if self.started is None else (time.process_time() - self.started) / (60 * minutes)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    path.write_text(resources.files("vall_e").joinpath("demo.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    found = {}
+    for name, delay in (("ar+nar", "false"), ("delay", "true")):
+        overrides = [f"models.0.name={name}", f"models.0.experimental.delay={delay}", "evaluation.frequency=0"]
+        overrides += ["trainer.minutes=0", "trainer.save_frequency=100000"]
+        cfg = Config.from_yaml(path, overrides=overrides)
+        if not cfg.hdf5_path.exists():
+            _prepare_demo(cfg)
+        run = Timed(cfg, commands=False)
+        run.run()
+        result = report(run)
+        print(name, describe(run, result), flush=True)
+        found[name] = {"steps": run.trainer.step, "minutes": minutes, **asdict(result)}
+        found[name]["speech"]["reference"] = None
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repeats and frames")
     parser.add_argument("--gpu", action="store_true", help="full size on CUDA")
+    parser.add_argument("--patterns", type=Path, metavar="FOLDER", help="AR+NAR beside delayed levels, trained in here")
+    parser.add_argument("--minutes", type=float, default=4.2, help="of CPU time for each of them (%(default)s)")
     parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results/)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
-    for name in ["1024 x 12"] if args.gpu else ["64 x 2", "512 x 6"]:
+    if args.patterns:
+        results = patterns(args.patterns, args.minutes)
+    for name in [] if args.patterns else ["1024 x 12"] if args.gpu else ["64 x 2", "512 x 6"]:
         results[name] = measure(name, "cuda" if args.gpu else "cpu", args.quick)
         print(f"{name:22} {'ours':>10} {'llama':>10} {'replaced':>10}")
         for what, (ours, peer) in results[name].items():
             before = REPLACED.get(name, {}).get(what)
             cells = " ".join("         -" if v is None else f"{v:10.4g}" for v in (ours, peer, before))
             print(f"  {what:20} {cells}", flush=True)
-    if not args.gpu:
+    if not args.gpu and not args.patterns:
         results["loader, samples/s"] = loader_rate()
         results["--help, CPU s"] = start_up()
         print(f"loader, samples/s {results['loader, samples/s']:.0f}; --help {results['--help, CPU s']:.2f} s of CPU")
+    kind = "-gpu" if args.gpu else "-patterns" if args.patterns else ""
     today = datetime.date.today().isoformat()
-    out = args.out or Path(__file__).parent / "results" / f"vall_e{'-gpu' if args.gpu else ''}-{today}.json"
+    out = args.out or Path(__file__).parent / "results" / f"vall_e{kind}-{today}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     about = {"date": today, "machine": platform.processor() or platform.machine(), "torch": torch.__version__}
     if args.gpu:

@@ -1,16 +1,19 @@
+import dataclasses
 import io
 import pickle
 
 import h5py
 import numpy as np
 import pytest
+import stateio
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samplers import GroupBalancedSampler, RandomSampler
 from vall_e.config import Config, Dataset
 from vall_e.data.batches import Loader, TrainingSet
 from vall_e.data.enc import read_enc
-from vall_e.data.folder import FolderDataset, write_utterance
+from vall_e.data.folder import FolderDataset
 from vall_e.data.open import DatasetOf
 from vall_e.data.order import CutBatches, batch_sampler
 from vall_e.data.shards import parse_shard, write_index
@@ -19,6 +22,7 @@ from vall_e.data.store import CodecInfo, DatasetError, DatasetFile, Utterance, w
 from vall_e.data.tasks import PromptRules, Prompts, Tasks
 from vall_e.model.spec import ModelSpec
 from vall_e.tokenizer import NaiveTokenizer
+from vall_e.training import Training
 
 CODEC = CodecInfo("melvq", "x", 2, 8, 10.0)
 
@@ -58,13 +62,93 @@ def test_existing_datasets_read_alike_from_hdf5_and_from_files(golden):
         assert f["training/G1/s1/utt0/text"][()].tolist() == a.phone_ids.tolist()
 
 
-def test_an_utterance_written_is_read(tmp_path, file):
+def write_sft(folder, u: Utterance) -> None:
+    """One utterance in the layout of a folder dataset."""
+    _, group, speaker, name = u.key.split("/", 3)
+    (folder / group / speaker).mkdir(parents=True, exist_ok=True)
+    about = {"original_length": round(u.duration * 24000), "sample_rate": 24000, "phonemes": u.phonemes}
+    codes = torch.from_numpy(u.codes.astype(np.int16))
+    stateio.save({"codes": codes, "metadata": about}, folder / group / speaker / f"{name}.sft")
+
+
+def test_a_folder_of_tensors_is_read(tmp_path, file):
     entry = file.entries("training", ["*/*"])[0]
-    write_utterance(tmp_path / "data", file.read(entry.key), 24000)
+    write_sft(tmp_path / "data", file.read(entry.key))
     folder = FolderDataset(tmp_path / "data", None, 10.0)
     (found,) = folder.entries("training", ["g/s0"])
     assert found.frames == entry.frames
     np.testing.assert_array_equal(folder.read(found.key).codes, file.read(entry.key).codes)
+
+
+def unread(dataset, monkeypatch):
+    """The same dataset, whose index cannot be read from its files any more."""
+    monkeypatch.setattr(type(dataset), "_rows", lambda *_: pytest.fail("read again"))
+    return dataset
+
+
+def test_what_a_file_holds_is_remembered_until_it_changes(tmp_path, file, monkeypatch):
+    rows, everything = list(utterances()), ["*/*"]
+
+    def opened():
+        return DatasetFile(tmp_path / "data.h5", index=tmp_path / "index")
+
+    whole = file.entries("training", everything)
+    assert opened().entries("training", everything) == whole
+    with monkeypatch.context() as m:
+        assert unread(opened(), m).entries("training", everything) == whole
+    assert opened().entries("training", ["g/s1"]) == [e for e in whole if e.speaker == "g/s1"]
+    for damaged in (tmp_path / "index").iterdir():
+        damaged.write_text("{")
+    assert opened().entries("training", everything) == whole
+    write_dataset(tmp_path / "data.h5", rows[:4], NaiveTokenizer(), CODEC)
+    assert [e.key for e in opened().entries("training", everything)] == [u.key for u in rows[:4]]
+
+    # A part of a divided preparation, which the file only links to.
+    part = tmp_path / "data.1-of-1.h5"
+    write_dataset(part, rows[:4], NaiveTokenizer(), CODEC)
+    write_index(tmp_path / "data.h5", [part])
+    before = opened().entries("training", everything)
+    changed = [dataclasses.replace(u, duration=u.duration + 1) for u in rows[:4]]
+    write_dataset(part, changed, NaiveTokenizer(), CODEC)
+    after = opened().entries("training", everything)
+    assert [e.duration for e in after] == [e.duration + 1 for e in before]
+
+
+def test_what_a_folder_holds_is_remembered_until_it_changes(tmp_path, monkeypatch):
+    rows = list(utterances(speakers=1))
+
+    def entries():
+        dataset = FolderDataset(tmp_path / "data", tmp_path / "metadata", 10.0, index=tmp_path / "index")
+        return dataset.entries("training", ["*/*"])
+
+    for u in rows[:2]:
+        write_sft(tmp_path / "data", u)
+    first = entries()
+    with monkeypatch.context() as m:
+        m.setattr(FolderDataset, "_rows", lambda *_: pytest.fail("read again"))
+        assert entries() == first
+    write_sft(tmp_path / "data", rows[2])
+    assert len(entries()) == 3
+    write_sft(tmp_path / "data", dataclasses.replace(rows[3], key=rows[0].key))  # overwritten in place
+    assert entries()[0].frames == len(rows[3].codes)
+    (tmp_path / "metadata/g").mkdir(parents=True)
+    (tmp_path / "metadata/g/s0.json").write_text('{"u1": {"duration": 9.5, "similar": ["u2"]}}')
+    assert [(e.frames, e.similar) for e in entries()][1] == (95, ("u2",))
+
+
+def test_prompts_come_from_utterances_that_sound_alike(fresh, run):
+    asked = ["dataset.prompt_similar_p=1", "dataset.prompt_similar_top_k=2"]
+    cfg = Config.from_yaml(fresh / "config.yaml", overrides=asked)
+    with pytest.raises(ValueError, match="no utterance is known to be like another"):
+        Training(cfg, commands=False)
+    assert run("data", "metadata", "--yaml", "config.yaml", cwd=fresh)[0] == 0
+    prompts = Training(cfg, commands=False).evaluator.prompts
+    rng = np.random.default_rng(0)
+    for entry in DatasetOf(cfg).splits["subtrain"][:20]:
+        training = {e.key.rpartition("/")[2] for e in prompts._of_speaker[entry.speaker]}
+        near = set(entry.similar[:2]) & training
+        drawn = {prompts.other(entry, rng).key.rpartition("/")[2] for _ in range(20)}
+        assert drawn == near or not near
 
 
 class Runs:

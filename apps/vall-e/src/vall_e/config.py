@@ -28,6 +28,7 @@ class Dataset(Section):
     noise: list[str] = Field([], description="`group/speaker` patterns of background noise, for ns, sr, tse, nse")
     use_hdf5: bool = Field(True, description="read `hdf5_name`; else the files below data/ and metadata/")
     hdf5_name: str = Field("data.h5", description="the dataset's file, beside the YAML file")
+    cache: bool = Field(True, description="remember under .cache/ what the dataset holds, until its files change")
     use_metadata: bool = Field(True, description="lengths and texts of a folder dataset come from metadata/*.json")
     validate_samples: bool = Field(
         False, description="read every utterance at the start, and report those that cannot be read"

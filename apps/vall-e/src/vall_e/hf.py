@@ -1,7 +1,9 @@
 """Weights in Hugging Face's llama layout: the trunk and the autoregressive level as a language model over one table.
 
 At level 0 every input is a row of one table (separator, phonemes, languages, levels, tones, tasks, digits, codes of
-prompt and response), so transformers' `LlamaForCausalLM` computes the same states from ids and position ids. The
+prompt and response), so transformers' `LlamaForCausalLM` computes the same states from ids and position ids. Where
+each kind of row begins, `vall_e_tables` in `config.json` says (`audio` are the prompts' codes); positions are those of
+the model's sequence. The
 biases of the head, and the tables and heads of the levels above, which llama has no place for, lie beside it in
 `vall_e.safetensors`.
 """
@@ -15,7 +17,7 @@ import stateio
 import torch
 
 from vall_e.model.model import VallE
-from vall_e.model.sequence import Batch, Request, Sample, Tables, lay_out
+from vall_e.model.sequence import Tables
 from vall_e.model.trunk import EPS, THETA
 
 WEIGHTS = "model.safetensors"
@@ -66,21 +68,9 @@ def export_llama(model: VallE, folder: Path) -> Path:
             "eos_token_id": len(table) - 1,
             "torch_dtype": str(table.dtype).removeprefix("torch."),
             "vall_e": json.loads(json.dumps(spec.to_config())),
+            "vall_e_tables": {**vars(Tables(spec)), "responses": first},
         },
         folder / "config.json",
         pretty=True,
     )
     return folder
-
-
-def llama_inputs(model: VallE, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ids and position ids [1, T] of a sample at level 0, for the exported language model."""
-    batch: Batch = lay_out([Request(sample, "ar", stop=False)], model.spec)
-    audio = Tables(model.spec).audio
-    # At level 0 a frame is one row: of the prompts' first table, or of the responses', which lie behind all prompts'.
-    behind = (model.spec.levels - 1) * model.spec.audio_tokens
-    rows = torch.where(batch.codes >= model.spec.levels * model.spec.audio_tokens, batch.codes - behind, batch.codes)
-    ids = batch.rows.clone()
-    is_code = ids >= audio
-    ids[is_code] = audio + rows[ids[is_code] - audio]
-    return ids[None], batch.positions[None]

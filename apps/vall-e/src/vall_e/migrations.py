@@ -20,7 +20,6 @@ _NO_EFFECT = (
     *(
         f"dataset.{key}"
         for key in (
-            "cache",
             "hdf5_flag",
             "speaker_languages",
             "prompt_similar_top_k_offset",

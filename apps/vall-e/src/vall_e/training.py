@@ -120,6 +120,11 @@ class Training:
                 f"dataset.tasks_list: {', '.join(sorted(set(names) & set(NOISE_TASKS)))} need noise: name it in "
                 "dataset.noise"
             )
+        if cfg.dataset.prompt_similar_p and not any(e.similar for e in entries):
+            raise ValueError(
+                "dataset.prompt_similar_p: no utterance is known to be like another; find out which are with "
+                f"`vall-e-data metadata --yaml {cfg.yaml_path}`"
+            )
         tasks = Tasks(self.data.file, prompts, self.data.noise, self.codec, cfg.dataset.noise_scale)
         sampler = batch_sampler(
             cfg.dataset,

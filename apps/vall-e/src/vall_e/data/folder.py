@@ -11,6 +11,8 @@ import numpy as np
 import stateio
 
 from vall_e.data.enc import read_enc
+from vall_e.data.index import Sources, remembered
+from vall_e.data.metadata import known_of
 from vall_e.data.store import CodecInfo, DatasetError, Entry, Utterance, no_match
 from vall_e.tokenizer import NaiveTokenizer, Tokenizer
 
@@ -25,6 +27,7 @@ class FolderDataset:
         metadata: the folder of `{group}/{speaker}.json`; None reads lengths and texts from each file instead.
         frame_rate: codes a second, to tell lengths from durations.
         tokenizer: phonemes to ids; the naive one by default.
+        index: the folder in which what the dataset holds is remembered; None for none.
 
     Raises:
         DatasetError: the folder does not exist.
@@ -33,8 +36,14 @@ class FolderDataset:
     codec: CodecInfo | None = None
 
     def __init__(
-        self, data: Path, metadata: Path | None, frame_rate: float, tokenizer: Tokenizer | None = None
+        self,
+        data: Path,
+        metadata: Path | None,
+        frame_rate: float,
+        tokenizer: Tokenizer | None = None,
+        index: Path | None = None,
     ) -> None:
+        self._index = index
         self.path, self.metadata, self.frame_rate = data, metadata, frame_rate
         self.tokenizer: Tokenizer = tokenizer or NaiveTokenizer()
         self._cache: dict[str, Utterance] = {}
@@ -50,40 +59,37 @@ class FolderDataset:
         Raises:
             DatasetError: there is none, or a file of metadata is damaged.
         """
-        found, speakers = [], []
-        for folder in sorted(p for p in self.path.glob("*/*") if p.is_dir()):
+        name = repr((str(self.path.resolve()), str(self.metadata), self.frame_rate, split, list(patterns)))
+        rows = remembered(self._index, name, lambda sources: self._rows(split, patterns, sources))
+        return [Entry(*row[:-1], tuple(row[-1])) for row in rows]
+
+    def _rows(self, split: str, patterns: Sequence[str], sources: Sources) -> list[list[Any]]:
+        found: list[list[Any]] = []
+        speakers = []
+        for folder in sorted(p for p in sources.add(self.path.resolve()).glob("*/*") if p.is_dir()):
             group, speaker = folder.parent.name, folder.name
+            sources.add(folder.parent)
             speakers.append(f"{group}/{speaker}")
             if any(fnmatch.fnmatch(speakers[-1], p) for p in patterns):
-                known = self._known(group, speaker)
-                for path in sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES):
-                    found.append(self._entry(split, group, speaker, path, known.get(path.stem)))
+                known = known_of(self.metadata, group, speaker, sources)
+                for path in sorted(p for p in sources.add(folder).iterdir() if p.suffix in SUFFIXES):
+                    key = f"{split}/{group}/{speaker}/{path.stem}"
+                    if path.stem not in known:  # its lengths come from itself
+                        sources.add(path)
+                    lengths, similar = self._lengths(key, known.get(path.stem))
+                    found.append([key, group, speakers[-1], *lengths, similar])
         if not found:
             raise no_match(self.path, split, patterns, speakers)
         return found
 
-    def _known(self, group: str, speaker: str) -> dict[str, Any]:
-        path = self.metadata / group / f"{speaker}.json" if self.metadata else None
-        if path is None or not path.is_file():
-            return {}
-        try:
-            return dict(stateio.json_read(path))
-        except ValueError as e:
-            raise DatasetError(
-                f"{path}: not readable as metadata: {e}; make it anew with `vall-e-data metadata`"
-            ) from e
-
-    def _entry(self, split: str, group: str, speaker: str, path: Path, known: dict[str, Any] | None) -> Entry:
-        key = f"{split}/{group}/{speaker}/{path.stem}"
+    def _lengths(self, key: str, known: dict[str, Any] | None) -> tuple[tuple[int, int, float], list[str]]:
+        """((frames, phones, seconds), similar utterances) of one utterance."""
         if known is None:
             utterance = self.read(key)
-            frames, phones, duration = len(utterance.codes), len(utterance.phone_ids), utterance.duration
-        else:
-            duration = float(known["duration"])
-            frames = round(duration * self.frame_rate)
-            phones = len(known.get("phonemes", "")) + 2
-        similar = tuple(known.get("similar") or ()) if known else ()
-        return Entry(key, group, f"{group}/{speaker}", frames, phones, duration, similar)
+            return (len(utterance.codes), len(utterance.phone_ids), utterance.duration), []
+        duration = float(known["duration"])
+        phones = len(known.get("phonemes", "")) + 2
+        return (round(duration * self.frame_rate), phones, duration), list(known.get("similar") or ())
 
     def read(self, key: str) -> Utterance:
         """One utterance.
@@ -126,21 +132,3 @@ def _read_sft(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         return held["codes"].numpy().astype(np.int64), dict(held["metadata"])
     except (stateio.StateFileError, KeyError, TypeError) as e:
         raise DatasetError(f"{path}: not a readable utterance: {e}") from e
-
-
-def write_utterance(folder: Path, utterance: Utterance, sample_rate: int) -> Path:
-    """Write one utterance as `{folder}/{group}/{speaker}/{id}.sft`, atomically."""
-    import torch
-
-    _, group, speaker, name = utterance.key.split("/", 3)
-    path = folder / group / speaker / f"{name}.sft"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {
-        "original_length": round(utterance.duration * sample_rate),
-        "sample_rate": sample_rate,
-        "text": utterance.text,
-        "phonemes": utterance.phonemes,
-        "language": utterance.language,
-    }
-    stateio.save({"codes": torch.from_numpy(utterance.codes.astype(np.int16)), "metadata": metadata}, path)
-    return path

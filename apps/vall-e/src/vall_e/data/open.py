@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from vall_e.codecs.codec import Codec, CodecUnavailable
 from vall_e.codecs.load import load_codec, published
 from vall_e.config import Config
 from vall_e.data.folder import FolderDataset
+from vall_e.data.index import Sources
+from vall_e.data.metadata import known_of
 from vall_e.data.store import Dataset, DatasetError, DatasetFile, Entry
 from vall_e.tokenizer import NaiveTokenizer, Tokenizer
 
@@ -50,17 +54,26 @@ class DatasetOf:
         entries = self.splits["subtrain"]
         return sum(e.frames for e in entries) / sum(e.duration for e in entries)
 
+    @property
+    def _index(self) -> Path | None:
+        return self.cfg.cache_dir / "index" if self.cfg.dataset.cache else None
+
     def _open(self) -> Dataset:
         cfg = self.cfg
         if cfg.dataset.use_hdf5:
-            return DatasetFile(cfg.hdf5_path, retokenize=cfg.dataset.retokenize_text, tokenizer=cfg.chosen_tokenizer())
+            return DatasetFile(
+                cfg.hdf5_path,
+                retokenize=cfg.dataset.retokenize_text,
+                tokenizer=cfg.chosen_tokenizer(),
+                index=self._index,
+            )
         info = published(cfg.audio_backend)
         if info is None:
             raise DatasetError(
                 f"dataset.use_hdf5=false reads codes of a published codec; those of {cfg.audio_backend} lie in data.h5"
             )
         metadata = cfg.metadata_dir if cfg.dataset.use_metadata else None
-        return FolderDataset(cfg.data_dir, metadata, info.frame_rate, cfg.chosen_tokenizer())
+        return FolderDataset(cfg.data_dir, metadata, info.frame_rate, cfg.chosen_tokenizer(), self._index)
 
     def _codec(self) -> tuple[Codec | None, str]:
         """The codec that made the codes; one of another fit is an error, a missing one is not."""
@@ -83,6 +96,8 @@ class DatasetOf:
         """The utterances of a split that the configuration does not leave out."""
         cfg = self.cfg.dataset
         entries = self.file.entries(split, patterns)
+        if cfg.prompt_similar_p and split == "training" and not any(e.similar for e in entries):
+            entries = self._compared(entries)
         if cfg.speaker_getter == "prefix":
             entries = [replace(e, speaker=f"{e.group}/{_prefix(e.key)}") for e in entries]
         shortest, longest = cfg.duration_range
@@ -96,6 +111,18 @@ class DatasetOf:
         if split == "training" and (cfg.min_utterances > 1 or cfg.max_utterances):
             kept = self._limited(kept)
         return kept
+
+    def _compared(self, entries: list[Entry]) -> list[Entry]:
+        """The entries with the utterances that sound most like them, as `vall-e-data metadata` found them."""
+        known: dict[str, dict[str, Any]] = {}
+        compared = []
+        for e in entries:
+            _, group, speaker, name = e.key.split("/", 3)
+            folder = f"{group}/{speaker}"
+            if folder not in known:
+                known[folder] = known_of(self.cfg.metadata_dir, group, speaker, Sources())
+            compared.append(replace(e, similar=tuple(known[folder].get(name, {}).get("similar") or ())))
+        return compared
 
     def _limited(self, entries: list[Entry]) -> list[Entry]:
         cfg = self.cfg.dataset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
 from collections.abc import Sequence
@@ -69,6 +70,7 @@ def write_index(path: Path, shards: Sequence[Path]) -> int:
                 a, b = list(codecs.values())[:2]
                 raise DatasetError(f"{a} and {b} were made with different codecs; prepare one of them again")
             out.attrs["codec"] = next(iter(codecs))
+            out.attrs["shards"] = json.dumps([os.path.relpath(s, path.parent) for s in shards])
             write_tokenizer(out, _merged(tokenizers))
         with temporary.open("rb+") as f:
             os.fsync(f.fileno())

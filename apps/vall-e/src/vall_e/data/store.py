@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from vall_e.data.index import Sources, remembered
 from vall_e.tokenizer import NaiveTokenizer, Tokenizer, conflict
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def no_match(path: Path, split: str, patterns: Sequence[str], speakers: Sequence
 
 
 class DatasetFile:
-    """Reads a dataset; utterances once read stay in memory up to `cache_bytes`.
+    """Reads a dataset; utterances once read stay in memory up to `cache_bytes`, what it holds in the folder `index`.
 
     With `retokenize`, phoneme ids are made of the phonemes, by the tokenizer given or that of the file, not read as
     stored.
@@ -156,9 +157,16 @@ class DatasetFile:
     """
 
     def __init__(
-        self, path: Path, cache_bytes: int = 1 << 30, *, retokenize: bool = True, tokenizer: Tokenizer | None = None
+        self,
+        path: Path,
+        cache_bytes: int = 1 << 30,
+        *,
+        retokenize: bool = True,
+        tokenizer: Tokenizer | None = None,
+        index: Path | None = None,
     ) -> None:
         self.path = path
+        self._index = index
         self._retokenize = retokenize
         self._file: h5py.File | None = None
         self._cache: dict[str, Utterance] = {}
@@ -202,26 +210,25 @@ class DatasetFile:
         Raises:
             DatasetError: there is none, or the file is damaged.
         """
-        found = []
+        name = repr((str(self.path.resolve()), split, list(patterns)))
+        return [Entry(*row) for row in remembered(self._index, name, lambda s: self._rows(split, patterns, s))]
+
+    def _rows(self, split: str, patterns: Sequence[str], sources: Sources) -> list[list[Any]]:
+        found: list[list[Any]] = []
         speakers = []
+        path = sources.add(self.path.resolve())
         try:
+            for part in json.loads(self._open().attrs.get("shards", "[]")):
+                sources.add(path.parent / part)
             for group_name, group in self._open().get(split, {}).items():
                 for speaker_name, speaker in group.items():
                     speakers.append(f"{group_name}/{speaker_name}")
                     if not any(fnmatch.fnmatch(speakers[-1], p) for p in patterns):
                         continue
                     for name, item in speaker.items():
-                        found.append(
-                            Entry(
-                                key=f"{split}/{group_name}/{speaker_name}/{name}",
-                                group=group_name,
-                                speaker=speakers[-1],
-                                frames=item["audio"].shape[0],
-                                phones=item["text"].shape[0],
-                                duration=float(item.attrs["duration"]),
-                                similar=tuple(json.loads(item.attrs.get("similar", "[]"))),
-                            )
-                        )
+                        key = f"{split}/{group_name}/{speaker_name}/{name}"
+                        lengths = [item["audio"].shape[0], item["text"].shape[0], float(item.attrs["duration"])]
+                        found.append([key, group_name, speakers[-1], *lengths])
         except (OSError, KeyError, RuntimeError) as e:
             raise DatasetError(f"{self.path}: the {split} split is damaged: {e}; prepare it again") from e
         if not found:

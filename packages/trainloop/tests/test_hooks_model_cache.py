@@ -270,6 +270,8 @@ def test_prefetch_waits_for_room_and_takes_it():
         future = cache.prefetch("b")
         time.sleep(0.05)
         assert not future.done()
+        with pytest.raises(CacheFull, match="in use by this thread itself"):
+            touch(cache, "b")  # would wait for the prefetch, which waits for this thread
     future.result(20)
     assert levels(cache) == {"a": "source", "b": "device"}
     with cache.use("b"):

@@ -9,7 +9,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -22,6 +22,7 @@ from trainloop.hooks.registry import Hooks
 
 _log = logging.getLogger(__name__)
 Level = Literal["device", "cpu", "disk", "source"]
+_POLL = 0.1  # seconds between two looks at what a thread that waits for another one holds itself
 _LEVELS: tuple[Level, ...] = ("device", "cpu", "disk", "source")
 
 
@@ -60,6 +61,7 @@ class _Entry:
     memory: ModelMemory | None = None
     users: Counter[int] = field(default_factory=Counter)  # leases by thread
     last_used: int = 0
+    need: int = 0  # bytes on the device, once they are known
     arriving: Future[None] | None = None  # whoever set it is bringing the model to the device
     leaving: bool = False  # being moved to a lower level
 
@@ -227,6 +229,8 @@ class ModelCache:
                 if theirs is None:
                     entry.arriving = mine
             if theirs is not None:
+                while not wait([theirs], timeout=_POLL).done:
+                    self._refuse_own(entry)
                 theirs.result()  # raises what the thread that brings it meets
                 continue
             try:
@@ -255,23 +259,51 @@ class ModelCache:
                     return  # it was about to leave, and could not
                 known = loaded or (entry.model, entry.memory)
                 if known[1] is not None:
-                    self._check_size(entry, known[1].nbytes)
+                    entry.need = known[1].nbytes
+                    self._check_size(entry)
                     seen = self._releases
-                    if self._make_room("device", known[1].nbytes, entry):
+                    if self._make_room("device", entry.need, entry):
                         self._place(entry, *known, new=loaded is not None)
                         return
             if known[1] is not None:
-                self._wait_for_release(entry, known[1].nbytes, seen, deadline)
+                self._wait_for_release(entry, seen, deadline)
                 continue
             model = self._loader.fetch(entry.name)
             loaded = model, ModelMemory(model)
 
-    def _check_size(self, entry: _Entry, need: int) -> None:
-        if need > self._budget["device"]:
+    def _check_size(self, entry: _Entry) -> None:
+        if entry.need > self._budget["device"]:
             raise CacheFull(
-                f"model {entry.name!r} has {_size(need)}, and the budget of the device is "
+                f"model {entry.name!r} has {_size(entry.need)}, and the budget of the device is "
                 f"{_size(self._budget['device'])}: raise max_bytes, or load the model in a smaller type"
             )
+
+    def _refuse_own(self, entry: _Entry) -> None:
+        """Raise when what this thread itself uses leaves no room, since it would wait for itself."""
+        me = threading.get_ident()
+        with self._table:
+            own = [e for e in self._entries.values() if e.users[me]]
+            if own and entry.need + sum(e.nbytes for e in own) > self._budget["device"]:
+                raise CacheFull(
+                    f"{self._no_room(entry, own)} in use by this thread itself; end that use first, or raise max_bytes"
+                )
+
+    def _wait_for_release(self, entry: _Entry, seen: int, deadline: float) -> None:
+        self._refuse_own(entry)
+        with self._table:
+            in_use = [e for e in self._entries.values() if e.users]
+            full = f"{self._no_room(entry, in_use)} in use for {self._timeout:g} s; raise max_bytes or timeout"
+            done = self._table.wait_for(
+                lambda: self._releases != seen or self._closed, timeout=max(0.0, deadline - time.monotonic())
+            )
+            if not done:
+                raise CacheFull(full)
+            if self._closed:
+                raise RuntimeError("the cache is closed")
+
+    def _no_room(self, entry: _Entry, holders: list[_Entry]) -> str:
+        held = ", ".join(f"{e.name} ({_size(e.nbytes)})" for e in holders)
+        return f"no room for model {entry.name!r} ({_size(entry.need)}) in {_size(self._budget['device'])}: {held}"
 
     def _place(self, entry: _Entry, model: Any, memory: ModelMemory, new: bool) -> None:
         if new:
@@ -288,26 +320,6 @@ class ModelCache:
             entry.last_used = self._tick
         if not new and ModelLoaded in self._loader.hooks:
             self._loader.hooks.emit(ModelLoaded(entry.name, model))
-
-    def _wait_for_release(self, entry: _Entry, need: int, seen: int, deadline: float) -> None:
-        me = threading.get_ident()
-        with self._table:
-            in_use = [e for e in self._entries.values() if e.level == "device" and e.users]
-            own = [e for e in in_use if e.users[me]]
-            holders = ", ".join(f"{e.name} ({_size(e.nbytes)})" for e in own or in_use)
-            full = (
-                f"no room for model {entry.name!r} ({_size(need)}) in {_size(self._budget['device'])} on the device: "
-                f"{holders} in use"
-            )
-            if need + sum(e.nbytes for e in own) > self._budget["device"]:
-                raise CacheFull(f"{full} by this thread itself; end that use first, or raise max_bytes")
-            done = self._table.wait_for(
-                lambda: self._releases != seen or self._closed, timeout=max(0.0, deadline - time.monotonic())
-            )
-            if self._closed:
-                raise RuntimeError("the cache is closed")
-            if not done:
-                raise CacheFull(f"{full} for {self._timeout:g} s; raise max_bytes or timeout")
 
     # Making room. `_moving` is held.
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vall_e.cli.speaker import load_speaker, speaker_arguments
+
 if TYPE_CHECKING:
     import numpy as np
-
-    from vall_e.tokenizer import Tokenizer
 
 # name, type, what it does: options of the synthesis, as `evaluation.kwargs` has them with underscores.
 OPTIONS = (
@@ -64,11 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("text", nargs="?", help="what to say")
     parser.add_argument("reference", type=Path, nargs="?", help="a recording of the voice; none leaves it open")
     parser.add_argument("--file", type=Path, help="read the text from a file instead")
-    parser.add_argument("--model", type=Path, help="exported weights (fp32.sft), or a checkpoint folder")
-    parser.add_argument("--yaml", type=Path, help="a run's configuration: speak with the weights it exported")
-    parser.add_argument("--codec-path", type=Path, help="weights of encodec, vocos or dac, when the model needs them")
-    parser.add_argument("--lora", type=Path, help="an adapter for the weights")
-    parser.add_argument("--lora-strength", type=float, default=1.0, help="of the adapter (%(default)s)")
+    speaker_arguments(parser)
     parser.add_argument(
         "--out-path", type=Path, default=Path("out.wav"), help="the WAV to write; - is stdout (%(default)s)"
     )
@@ -81,8 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--stream", action="store_true", help="write chunks as they are made")
     parser.add_argument("--chunk-seconds", type=float, default=0.5, help="of a chunk (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same speech (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="(%(default)s)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(float32, or as --yaml says)")
     sampling = parser.add_argument_group("synthesis", "by default as the model was evaluated")
     for name, kind, what in OPTIONS:
         sampling.add_argument(f"--{name}", type=kind, help=what)
@@ -95,24 +89,11 @@ def _speak(args: argparse.Namespace) -> int:
     text = args.file.read_text(encoding="utf-8") if args.file is not None else args.text
     if text is None:
         raise ValueError("there is no text to speak: give it as the first argument, or --file")
-    if (args.model is None) == (args.yaml is None):
-        raise ValueError("give the weights with --model, or a run's configuration with --yaml")
-
     from vall_e import audio
-    from vall_e.synthesis import Request, Speaker
-    from vall_e.weights import load_weights
+    from vall_e.synthesis import Request
 
     started = time.perf_counter()
-    model, dtype, tokenizer = (args.model, "float32", None) if args.model is not None else _weights_of(args.yaml)
-    voice = load_weights(
-        model,
-        args.device,
-        dtype=args.dtype or dtype,
-        lora=args.lora,
-        lora_strength=args.lora_strength,
-        tokenizer=tokenizer,
-    )
-    speaker = Speaker(voice, args.codec_path)
+    speaker = load_speaker(args)
     options = {n.replace("-", "_"): v for n, _, _ in OPTIONS if (v := getattr(args, n.replace("-", "_"))) is not None}
     request = Request(
         text,
@@ -147,15 +128,6 @@ def _speak(args: argparse.Namespace) -> int:
         file=sys.stderr if str(args.out_path) == "-" else sys.stdout,
     )
     return 0
-
-
-def _weights_of(yaml: Path) -> tuple[Path, str, Tokenizer | None]:
-    """The weights that a run exported, the dtype to speak with, and the tokenizer, where the configuration has one."""
-    from vall_e.config import Config
-
-    cfg = Config.from_yaml(yaml)
-    weights = cfg.ckpt_dir / cfg.model.name / f"{cfg.weights_name}.{cfg.weights_format}"
-    return weights, cfg.inference.weight_dtype, cfg.chosen_tokenizer()
 
 
 if __name__ == "__main__":

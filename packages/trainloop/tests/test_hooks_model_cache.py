@@ -297,6 +297,29 @@ def test_a_failing_disk_leaves_the_model_where_it_was(tmp_path, monkeypatch):
     assert cache.stats.loads == 2
 
 
+def test_a_model_on_its_way_out_is_waited_for(tmp_path, monkeypatch):
+    save, leaving, go = ModelMemory.save, threading.Event(), threading.Event()
+
+    def slow(self, path):
+        leaving.set()
+        assert go.wait(20)
+        save(self, path)
+
+    monkeypatch.setattr(ModelMemory, "save", slow)
+    cache = cache_of({"a": 4, "b": 4}, 4, disk=tmp_path)
+    touch(cache, "a")
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(touch, cache, "b")
+        assert leaving.wait(20)
+        again = pool.submit(touch, cache, "a")
+        time.sleep(0.1)
+        early = again.done()
+        go.set()
+        other.result(20)
+        again.result(20)
+    assert not early
+
+
 def test_events_go_to_the_run():
     hooks, seen = Hooks(), []
     for event in (ModelLoaded, ModelOffloaded):

@@ -166,8 +166,6 @@ def _explained(what: str, revision: str, endpoint: str) -> Iterator[None]:
     """Errors of the client, in words that say what to do."""
     from huggingface_hub import errors
 
-    # HTTPError and OSError: which library carries the requests differs between versions, and so do its classes.
-    transport = (OSError, *errors.HfHubHTTPError.__bases__)
     try:
         yield
     except errors.GatedRepoError as e:
@@ -183,10 +181,17 @@ def _explained(what: str, revision: str, endpoint: str) -> Iterator[None]:
         raise DownloadError(f"{what!r} is neither a local path that exists nor a repository's name: {e}") from e
     except errors.HfHubHTTPError as e:
         raise DownloadError(f"{what}: {endpoint} answered {e.response.status_code}; try again later ({e})") from e
-    except transport as e:
+    except _transport() as e:
         if getattr(e, "errno", None) is not None:
             raise  # of this machine, such as a full disk
         raise _Unreachable(f"{what}: {endpoint} cannot be reached ({type(e).__name__}: {e})") from e
+
+
+def _transport() -> tuple[type[Exception], ...]:
+    """What a failing connection raises: which library carries the requests differs between versions of the client."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (OSError, *HfHubHTTPError.__bases__)
 
 
 def _fetch_blob(url: str, headers: dict[str, str], home: Path, digest: str, size: int, name: str) -> None:
@@ -207,8 +212,13 @@ def _fetch_blob(url: str, headers: dict[str, str], home: Path, digest: str, size
         while not blob.exists():
             had = partial.stat().st_size if partial.exists() else 0
             if had <= size:
-                with partial.open("ab") as f:
-                    http_get(url, f, resume_size=had, headers=headers, expected_size=size, displayed_filename=name)
+                try:
+                    with partial.open("ab") as f:
+                        http_get(url, f, resume_size=had, headers=headers, expected_size=size, displayed_filename=name)
+                except _transport():
+                    if had < partial.stat().st_size <= size:
+                        continue  # cut off, but something came: from there
+                    raise
                 fsync(partial)
                 found = blob_digest(partial, like=digest)
                 if found == digest:

@@ -17,6 +17,12 @@ import torch
 import trainloop
 import vall_e
 import wrapkit
+from trainloop.hooks import AfterOptimizerStep, BeforeLoad, StepEnd
+from trainloop.hooks.curve import ramp
+from trainloop.hooks.layer_sched import LayerSchedule, progressive
+from trainloop.hooks.lr_sched import LRSchedule, cosine
+from trainloop.hooks.model_sched import ModelSchedule
+from trainloop.hooks.schedule import describe
 
 
 class Trainer(basecfg.Section):
@@ -79,6 +85,24 @@ def training(module: torch.nn.Module, batches: list[torch.Tensor]) -> None:
     result = trainer.run()
     assert_type(result, trainloop.RunResult)
     assert_type(result.step, int)
+
+
+def hooking(hooks: trainloop.Hooks, engine: trainloop.Engine, engines: trainloop.Engines) -> None:
+    off = hooks.on(StepEnd, lambda e: print(assert_type(e.step, int), assert_type(e.trainer, trainloop.Trainer)))
+    off()
+
+    def stepped(event: AfterOptimizerStep) -> None:
+        assert_type(event.report.grad_norm, float)
+        assert_type(event.engine.name, str)
+
+    hooks.on(AfterOptimizerStep, stepped, every=10)
+    hooks.on(BeforeLoad, stepped)  # type: ignore[arg-type]  # the payload of another event
+    rate = LRSchedule(engine, cosine(100, warmup=10))
+    layers = LayerSchedule(engine, progressive(["head", "body"], every=50), rates={"body": ramp(0.0, 1.0, 50)})
+    turns = ModelSchedule(engines, {0: ["d"], 5: {"g": "train", "d": "teacher"}})
+    for schedule in (rate, layers, turns):
+        hooks.attach(schedule)
+    assert_type(describe(rate, layers, turns, until=100), str)
 
 
 def speaking() -> Iterator[int]:

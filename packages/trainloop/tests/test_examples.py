@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 
 PRINTS = {
+    "diffusion.py": ["the loss halved: True", "the average has it too: True"],
     "gan.py": ["steps: {'d': 1000, 'g': 500}", "the generator's mean is near 3: True"],
     "teacher_student.py": ["teachers above 0.95: True", "student without a label above 0.9: True"],
     "two_backends.py": ["steps: {'slow': 7, 'fast': 20}", "equal to the bit: True"],
     "by_hand.py": ["steps: 80, weight: 2.92"],
     "cached_teachers.py": ["loads: 3", "student without a label above 0.9: True"],
+    "keras_model.py": ["stopped early: True", "the rate was lowered: True", "it learned: True"],
+    "lora.py": ["it learned to count: True", "merged: True"],
     "quickstart.py": ["equal to the bit: True"],
+    "schedules.py": ["equal to the bit: True"],
 }
 FOLDER = Path(__file__).parents[1] / "examples"
 

@@ -15,12 +15,13 @@ from trainloop.hooks.lr_sched import LRSchedule
 from trainloop.hooks.optim_sched import OptimSchedule, Switch, param_groups
 from trainloop.tree import first_difference
 
+GROUPS = {"*.bias": {"weight_decay": 0.0}, "net.3": {"lr": 0.02}}
+
 
 def adamw(noisy, **kwargs) -> LocalEngine:
     torch.manual_seed(0)
     net = noisy()
-    groups = param_groups(net, {"*.bias": {"weight_decay": 0.0}, "net.3": {"lr": 0.02}})
-    return LocalEngine("net", net, torch.optim.AdamW(groups, lr=0.01), **kwargs)
+    return LocalEngine("net", net, torch.optim.AdamW(param_groups(net, GROUPS), lr=0.01), **kwargs)
 
 
 def hooks_of(*bundles) -> Hooks:
@@ -31,12 +32,12 @@ def hooks_of(*bundles) -> Hooks:
 
 
 def sgd(module: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+    return torch.optim.SGD(param_groups(module, GROUPS), lr=0.05, momentum=0.9)
 
 
 def test_groups_are_named_and_hold_every_parameter_once(noisy):
     net = noisy()
-    groups = param_groups(net, {"*.bias": {"weight_decay": 0.0}, "net.3": {"lr": 0.02}})
+    groups = param_groups(net, GROUPS)
     assert [(g["name"], len(g["params"])) for g in groups] == [("*.bias", 2), ("net.3", 1), ("rest", 1)]
     assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in net.parameters()}
     with pytest.raises(ValueError, match=r"'nett' covers no parameter of this Noisy; its names are like net"):
@@ -70,14 +71,14 @@ def by_hand(counting, noisy, factor) -> nn.Module:
     engine = adamw(noisy)
     net, adam, other = engine.module, engine.optimizer, sgd(engine.module)
     trainloop.seed_everything(1)
-    base = [g["lr"] for g in adam.param_groups]
+    base = [[g["lr"] for g in optimizer.param_groups] for optimizer in (adam, other)]
     batches = itertools.chain.from_iterable(itertools.repeat(counting()))
     for step, (x, y) in enumerate(itertools.islice(batches, 12)):
         if step == 5:
             for p in net.parameters():
                 other.state[p]["momentum_buffer"] = adam.state[p]["exp_avg"].clone()
         optimizer = adam if step < 5 else other
-        for group, lr in zip(optimizer.param_groups, base if step < 5 else [0.05], strict=True):
+        for group, lr in zip(optimizer.param_groups, base[step >= 5], strict=True):
             group["lr"] = lr * factor(step)
         net.zero_grad()
         (net(x) - y).square().mean().backward()
@@ -105,7 +106,7 @@ def test_resumed_before_at_and_after_switches(make_trainer, noisy, tmp_path, sto
         schedule = OptimSchedule(
             engine,
             {"momentum": ramp(0.5, 0.9, 10), "betas": (0.8, ramp(0.99, 0.9, 10))},
-            switch={3: Switch(sgd, carry), 8: Switch(lambda m: torch.optim.AdamW(m.parameters(), lr=0.01))},
+            switch={3: Switch(sgd, carry), 8: Switch(lambda m: torch.optim.AdamW(param_groups(m, GROUPS), lr=0.01))},
         )
         hooks = hooks_of(LRSchedule(engine, ramp(1.0, 0.2, 12)), schedule)
         make_trainer(engines=Engines([engine]), hooks=hooks, **kwargs).run()
@@ -126,6 +127,7 @@ def test_resumed_before_at_and_after_switches(make_trainer, noisy, tmp_path, sto
         ({"weight_decay": {"head": 0.1}}, None, r"no group with 'weight_decay' fits the pattern 'head'; there are \*"),
         ({}, {0: Switch(sgd)}, "found 0 twice"),
         ({}, [(9, Switch(sgd)), (4, Switch(sgd))], "found 4 after 9"),
+        ({}, {5: Switch(lambda m: torch.optim.SGD(m.parameters(), 0.1))}, r"at step 5: .* no group named '\*.bias'"),
         ({}, {-1: Switch(sgd)}, "whole number from 0, found -1"),
     ],
 )

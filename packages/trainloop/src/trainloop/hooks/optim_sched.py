@@ -23,7 +23,7 @@ class Switch:
     """Another optimizer.
 
     Attributes:
-        make: makes it from the engine's bare module.
+        make: makes it from the engine's bare module, with groups of the same names where those have names.
         carry: which of the state of the one before each parameter takes along, old name to new name:
             `{"exp_avg": "momentum_buffer"}`. The rest starts anew; what the one before held is dropped.
     """
@@ -52,7 +52,7 @@ class OptimSchedule(Schedule):
 
     Raises:
         ValueError: `lr` among the settings, a key or a pattern that no optimizer has, steps that do not go up, an
-            engine whose optimizer cannot be replaced.
+            engine whose optimizer cannot be replaced, or another one without the groups that the first has.
     """
 
     order = 120
@@ -119,6 +119,13 @@ class OptimSchedule(Schedule):
         self._engine.set_optimizer(new)
 
     def _check(self) -> None:
+        named, *others = [{g.get("name") for g in optimizer.param_groups} for optimizer in self._optimizers]
+        for start, names in zip(self._switches.starts[1:], others, strict=True):
+            if missing := sorted(named - names - {None}):
+                raise ValueError(
+                    f"{self.name} at step {start}: the optimizer has no group named {missing[0]!r}, as the one before "
+                    "has; make it with the same param_groups, so that what is set by group goes on"
+                )
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         for key, by_pattern in self._settings.items():
             if key == "lr":

@@ -19,6 +19,7 @@ class HubServer:
 
     Attributes:
         cut: path to how many bytes each next answer sends before the connection breaks.
+        stall: path to how many bytes are sent before nothing comes any more.
         corrupt: paths whose bytes arrive changed.
         status: path, or `api`, to the error that is answered.
         gets: (path, first byte asked for) of each download.
@@ -27,9 +28,11 @@ class HubServer:
     def __init__(self) -> None:
         self._repos: dict[tuple[str, str], dict[str, bytes]] = {}
         self.cut: dict[str, list[int]] = {}
+        self.stall: dict[str, int] = {}
         self.corrupt: set[str] = set()
         self.status: dict[str, int] = {}
         self.gets: list[tuple[str, int]] = []
+        self.closed = threading.Event()
         self.lfs_above = 1000
         hub = self
 
@@ -50,6 +53,7 @@ class HubServer:
         return self._repos.get((kind, repo))
 
     def close(self) -> None:
+        self.closed.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -158,6 +162,11 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {first}-{first + len(body) - 1}/{len(data)}"
         if not head:
             hub.gets.append((name, first))
+        if name in hub.stall and not head:
+            headers["Content-Length"] = str(len(body))
+            self._answer(206 if asked else 200, body[: hub.stall[name]], headers)
+            hub.closed.wait(60)
+            return None
         if hub.cut.get(name) and not head:
             headers["Content-Length"] = str(len(body))
             self._answer(206 if asked else 200, body[: hub.cut[name].pop(0)], headers)

@@ -12,11 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("huggingface_hub")
 from trainloop.hooks import hub as hub_module
 from trainloop.hooks.hub import DownloadError, Hub, blob_digest
 
+huggingface_hub = pytest.importorskip("huggingface_hub")
 HubServer = runpy.run_path(str(Path(__file__).with_name("hub_server.py")))["HubServer"]
 BIG = os.urandom(300_000)
 FILES = {"config.json": b'{"a": 1}', "model.safetensors": BIG, "sub/more.txt": b"more"}
@@ -60,14 +59,11 @@ def test_a_cut_connection_goes_on_from_its_byte(server, hub, monkeypatch):
 
 
 def test_a_killed_download_goes_on_in_the_next_process(server, tmp_path):
-    server.cut["model.safetensors"] = [200_000]
+    server.stall["model.safetensors"] = 200_000
     script = f"""
-import time
 from huggingface_hub import constants
 from trainloop.hooks.hub import Hub
 constants.DOWNLOAD_CHUNK_SIZE = 10_000
-real = time.sleep
-time.sleep = lambda s: real(600)  # the wait before it tries again
 Hub({server.endpoint!r}, {str(tmp_path)!r}).snapshot("org/net")
 """
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
@@ -80,6 +76,7 @@ Hub({server.endpoint!r}, {str(tmp_path)!r}).snapshot("org/net")
     process.wait()
     assert not list((tmp_path / "models--org--net").glob("snapshots/*/*.safetensors"))
     server.gets.clear()
+    server.stall.clear()
     assert read(Hub(server.endpoint, tmp_path).snapshot("org/net")) == FILES
     assert ("model.safetensors", 200_000) in server.gets
     assert not list(blobs.glob("*.incomplete"))
@@ -133,8 +130,9 @@ def test_without_a_network_the_cache_answers_or_the_remedy_is_named(server, hub,
     assert "cannot be reached" in caplog.text
     assert "the copy in the cache" in caplog.text
     assert Hub(server.endpoint, tmp_path / "cache", offline=True).snapshot("org/net", **only_text) == folder
-    with pytest.raises(DownloadError, match=r"no whole copy of it\. Load it once with a network"):
-        hub.snapshot("org/net")  # not all of it is there
+    if hasattr(huggingface_hub, "get_cached_repo_tree"):  # an older client does not know what is not there
+        with pytest.raises(DownloadError, match=r"no whole copy of it\. Load it once with a network"):
+            hub.snapshot("org/net")
     with pytest.raises(DownloadError, match=r"cannot be reached .* or give a local folder"):
         Hub(server.endpoint, tmp_path / "empty").snapshot("org/net")
     with pytest.raises(DownloadError, match="offline=True"):

@@ -297,12 +297,15 @@ def test_a_failing_disk_leaves_the_model_where_it_was(tmp_path, monkeypatch):
     assert cache.stats.loads == 2
 
 
-def test_a_model_on_its_way_out_is_waited_for(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_on_its_way_out_is_waited_for(tmp_path, monkeypatch, fails):
     save, leaving, go = ModelMemory.save, threading.Event(), threading.Event()
 
     def slow(self, path):
         leaving.set()
         assert go.wait(20)
+        if fails:
+            raise OSError("full")
         save(self, path)
 
     monkeypatch.setattr(ModelMemory, "save", slow)
@@ -315,7 +318,7 @@ def test_a_model_on_its_way_out_is_waited_for(tmp_path, monkeypatch):
         time.sleep(0.1)
         early = again.done()
         go.set()
-        other.result(20)
+        assert (other.exception(20) is not None) == fails
         again.result(20)
     assert not early
 

@@ -107,7 +107,7 @@ def test_the_kernel_for_many_lengths_gives_the_same():
     q, k, v = (torch.randn(sum(sizes), 4, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
     results = []
     for dtype in (torch.bfloat16, torch.float32):  # the second one by one
-        inputs = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        inputs = [x.to(dtype, copy=True).requires_grad_() for x in (q, k, v)]
         y = Packed(sizes, causal)(*inputs, 0)
         y.square().sum().backward()
         results.append([y.float(), *(x.grad.float() for x in inputs)])

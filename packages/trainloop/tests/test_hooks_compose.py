@@ -191,6 +191,62 @@ def test_the_order_of_attaching_does_not_matter(make_trainer, counting, golden, 
             assert first_difference(golden[name]["module"], state[name]["module"]) is None
 
 
+class Rows:
+    """Batches of a rank's own rows."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank, self.world = rank, world
+
+    def __iter__(self):
+        for step in range(12):
+            x = torch.randn(6, 4, generator=torch.Generator().manual_seed(step))[self.rank :: self.world]
+            yield x, x.sum(1, keepdim=True)
+
+
+def on_ranks(backend: str, rank: int, world: int, folder, until: int = 11) -> dict[str, torch.Tensor]:
+    module = net()
+    module[1] = nn.Identity()  # dropout would draw otherwise on each rank
+    adam = torch.optim.AdamW(param_groups(module, {"0": {}, "2": {"lr": 0.02}}), lr=0.01)
+    engine = trainloop.build_engine(backend, "net", module, lambda _: adam)
+    hooks = Hooks()
+    for schedule in (
+        LRSchedule(engine, warmup_hold_decay(3, 4, 5)),
+        LayerSchedule(engine, {0: ["3", "2.lora"], 5: ["0", "3", "2.lora", "2.bias"], 8: ["*"], 9: ["0", "2.lora"]}),
+        LoRASchedule(engine, OwnAdapters(module[2]), {0: "a", 3: "b", 6: On({"b": 1.0}, merged=True), 8: "b"}),
+        OptimSchedule(engine, switch={7: Switch(sgd, {"exp_avg": "momentum_buffer"})}),
+        phases := TrainSchedule({0: Phase("a", squared), 4: Phase("b", absolute)}),
+    ):
+        hooks.attach(schedule)
+    store = trainloop.CheckpointStore(folder)
+    trainer = trainloop.Trainer(
+        Engines([engine]),
+        Rows(rank, world),
+        phases,
+        until=until,
+        hooks=hooks,
+        checkpoints=store,
+        commands=False,
+        progress=False,
+        seed=0,
+    )
+    trainer.run()
+    return store.read_module(store.newest(), "net")
+
+
+def test_on_two_ranks_they_train_as_on_one(ranks, tmp_path):
+    whole = on_ranks("local", 0, 1, tmp_path / "one")
+
+    def both(rank):
+        golden = on_ranks("ddp", rank, 2, tmp_path / "two")
+        on_ranks("ddp", rank, 2, tmp_path / "cut", until=7)
+        return golden, on_ranks("ddp", rank, 2, tmp_path / "cut")
+
+    (golden, resumed), _ = ranks(both)
+    assert first_difference(golden, resumed) is None
+    for key in whole:
+        torch.testing.assert_close(golden[key], whole[key], rtol=1e-4, atol=1e-5)
+
+
 def test_a_table_of_all(counting):
     _, schedules, *_ = everything(counting)
     table = describe(*schedules, until=10)

@@ -196,6 +196,13 @@ def test_a_pinned_rate_holds_while_the_schedule_goes_on(make_trainer, noisy):
     assert rates[7] == [0.01 * curve(7), 0.04 * curve(7)]
 
 
+def test_groups_keep_their_ratio_when_a_rate_is_pinned_in_a_warm_up_from_0(noisy):
+    engine = grouped(noisy)
+    LRSchedule(engine, ramp(0.0, 1.0, 4)).apply(0)
+    engine.set_lr(0.5)
+    assert [g["lr"] for g in engine.optimizer.param_groups] == [0.5, 2.0]
+
+
 def test_a_pin_and_the_plan_below_it_survive_a_resume(make_trainer, noisy):
     curve = ramp(1.0, 0.0, 12)
     first = grouped(noisy)

@@ -96,6 +96,7 @@ class Rates:
             else:
                 rates = [rate * factor for rate in rates]
         if self.pinned is not None:
+            rates = rates if rates[0] > 0 else self._planned  # a warm-up from 0 says nothing of their ratio
             first = rates[0]
             rates = [self.pinned * rate / first if first > 0 else self.pinned for rate in rates]
         self._put(rates)

@@ -19,7 +19,8 @@ class Adapters(Protocol):
 
     Attributes:
         merges_weights: whether merging changes the model's own weights, so that a checkpoint of a merged model holds
-            them merged; False where it computes something beside them.
+            them merged; False where it computes something beside them (those under a merge then take no gradient:
+            freeze them for as long with `LayerSchedule`, which DDP insists on).
     """
 
     merges_weights: bool

@@ -74,7 +74,8 @@ class Schedule:
 
     `apply(step)` is called when `step` steps are done, before the next one is trained: at the start of a run, before
     a checkpoint of that step is loaded (states may depend on what it sets), and then at the steps that
-    `next_change` names. Schedules act after the other hooks of a `StepEnd`.
+    `next_change` names. Schedules act after the other hooks of a `StepEnd`. In a loop written by hand, call `apply`
+    before each step.
 
     Attributes:
         name: what it is attached under; two on one registry need different ones.

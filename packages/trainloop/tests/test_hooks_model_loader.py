@@ -91,6 +91,11 @@ def test_all_keys_that_do_not_fit_are_listed(tmp_path):
         load(ModelSource.state_dict(tmp_path / "m.pt", lambda: nn.Linear(3, 2)))
     assert "m.pt does not fit Linear: missing: bias; unexpected: x, y; of another shape: " in str(e.value)
     assert "weight (expected (2, 3), found (2, 9))" in str(e.value)
+    net = nn.Linear(3, 2)
+    for state in ({"weight": net.weight}, {**net.state_dict(), "x": net.bias}):
+        torch.save(state, tmp_path / "m.pt")
+        with pytest.raises(ModelLoadError, match=r"does not fit Linear: (missing: bias|unexpected: x)\n"):
+            load(ModelSource.state_dict(tmp_path / "m.pt", lambda: nn.Linear(3, 2)))
 
 
 class Malicious:

@@ -246,7 +246,8 @@ class StreamLoader:
             dataset = distributed.split_dataset_by_node(dataset, rank, world_size)
         self._dataset, self._batch_size, self._drop_last = dataset, batch_size, drop_last
         self._on_row, self._collate = on_row, _Collate(collate, on_batch)
-        self._seeks = not _has_buffer(getattr(dataset, "_ex_iterable", None))
+        # The position of an epoch's start, where the stream can say where it is at all.
+        self._start = None if _has_buffer(getattr(dataset, "_ex_iterable", None)) else dataset.state_dict()
         self._epoch: _Epoch | None = None
         self._resume = False
         self.epoch = 0
@@ -273,8 +274,8 @@ class StreamLoader:
         return self._epoch
 
     def _read(self, again: int) -> Iterator[Any]:
-        if self._position is not None:
-            self._dataset.load_state_dict(dict(self._position))
+        if self._start is not None:
+            self._dataset.load_state_dict(dict(self._position or self._start))
         rows = iter(self._dataset)
         try:
             for _ in islice(rows, again):
@@ -283,7 +284,7 @@ class StreamLoader:
                 if len(taken) < self._batch_size and self._drop_last:
                     return
                 self.rows += len(taken)
-                self._position = self._dataset.state_dict() if self._seeks else None
+                self._position = None if self._start is None else self._dataset.state_dict()
                 yield self._collate([_mapped(self._on_row, row) for row in taken])
         finally:
             close = getattr(rows, "close", None)

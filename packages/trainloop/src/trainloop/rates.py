@@ -91,7 +91,7 @@ class Rates:
         rates = self._planned
         for factor in self._factors.values():
             if isinstance(factor, Mapping):
-                names = [group.get("name") for group in self._optimizer.param_groups]
+                names = [group.get("name", "") for group in self._optimizer.param_groups]
                 rates = [rate * factor.get(name, 1.0) for rate, name in zip(rates, names, strict=True)]
             else:
                 rates = [rate * factor for rate in rates]

@@ -148,10 +148,10 @@ class EMACopy:
         if event.engine is not self._source or event.step % self._every:
             return
         weight = 1.0 - self._decay(event.step)
-        ours, theirs = list(self._copy.bare_module.parameters()), list(self._source.bare_module.parameters())
+        ours: list[torch.Tensor] = list(self._copy.bare_module.parameters())
+        theirs: list[torch.Tensor] = list(self._source.bare_module.parameters())
         torch._foreach_lerp_(ours, theirs, weight)
-        pairs = zip(self._copy.bare_module.buffers(), self._source.bare_module.buffers(), strict=True)
-        for mine, buffer in pairs:
+        for mine, buffer in zip(self._copy.bare_module.buffers(), self._source.bare_module.buffers(), strict=True):
             mine.copy_(buffer)
 
 

@@ -119,9 +119,9 @@ class OptimSchedule(Schedule):
         self._engine.set_optimizer(new)
 
     def _check(self) -> None:
-        named, *others = [{g.get("name") for g in optimizer.param_groups} for optimizer in self._optimizers]
+        named, *others = [{g["name"] for g in o.param_groups if "name" in g} for o in self._optimizers]
         for start, names in zip(self._switches.starts[1:], others, strict=True):
-            if missing := sorted(named - names - {None}):
+            if missing := sorted(named - names):
                 raise ValueError(
                     f"{self.name} at step {start}: the optimizer has no group named {missing[0]!r}, as the one before "
                     "has; make it with the same param_groups, so that what is set by group goes on"
@@ -137,9 +137,9 @@ class OptimSchedule(Schedule):
             for pattern, setting in by_pattern.items():
                 fitting = [g for g in having if covers(pattern, g.get("name", ""))]
                 if not fitting:
-                    names = ", ".join(g.get("name", "(without a name)") for g in having)
+                    there = ", ".join(g.get("name", "(without a name)") for g in having)
                     raise ValueError(
-                        f"{self.name}: no group with {key!r} fits the pattern {pattern!r}; there are {names}. "
+                        f"{self.name}: no group with {key!r} fits the pattern {pattern!r}; there are {there}. "
                         "Make named groups with param_groups(module, {pattern: {…}})"
                     )
                 for group in fitting:

@@ -50,7 +50,7 @@ class Dataset(Section):
     )
     sample_shuffle: bool = Field(True, description="in another order each epoch")
     sample_max_duration_batch: float = Field(
-        0.0, ge=0, description="seconds of a padded batch at most; 0 for no limit but the batch size"
+        0.0, ge=0, description="seconds of a batch at most, its longest times its size; 0 for no limit"
     )
     prompt_duration_range: tuple[float, float] = Field(
         (3.0, 3.0), description="seconds of the prompt, drawn from another utterance of the speaker"

@@ -35,7 +35,7 @@ def batch_sampler(
     world_size: int = 1,
 ) -> BatchSampler:
     """The sampler of `dataset.sample_type`, `sample_order` and `sample_max_duration_batch`."""
-    # What is padded is the whole sequence, not the response alone.
+    # What is computed is the whole sequence, not the response alone.
     costs = [e.frames + e.phones for e in entries]
     limits: dict[str, Any] = {"max_size": batch_size}
     if cfg.sample_max_duration_batch:

@@ -59,8 +59,7 @@ class Prompts:
     def draw(self, entry: Entry, rng: np.random.Generator, *, always: bool = False) -> np.ndarray | None:
         """Codes [T, levels]; None where the speaker has no other utterance, or (not `always`) it is dropped."""
         dropped = rng.random() < self.rules.dropout and not always
-        others = self._of_speaker.get(entry.speaker, [])
-        if dropped or len(others) - (entry in others) < 1:
+        if dropped or self._alone(entry):
             return None
         length = round(rng.uniform(*self.rules.seconds) * self._rate)
         parts: list[np.ndarray] = []
@@ -77,12 +76,17 @@ class Prompts:
         if entry.similar and rng.random() < self.rules.similar_p:
             near = set(entry.similar[: self.rules.similar_top_k])
             others = [e for e in others if e.key.rpartition("/")[2] in near] or others
-        if all(e.key == entry.key for e in others):
+        if others[0].key == others[-1].key == entry.key:
             return entry
         while True:
             chosen = others[rng.integers(len(others))]
             if chosen.key != entry.key:
                 return chosen
+
+    def _alone(self, entry: Entry) -> bool:
+        """Whether the speaker has no other utterance."""
+        others = self._of_speaker.get(entry.speaker, [])
+        return not others or others[0].key == others[-1].key == entry.key
 
     def stranger(self, entry: Entry, rng: np.random.Generator) -> Entry:
         """An utterance of another speaker.

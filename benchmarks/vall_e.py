@@ -275,7 +275,8 @@ def patterns(folder: Path, minutes: float) -> dict[str, Any]:
         if not cfg.hdf5_path.exists():
             _prepare_demo(cfg)
         run = Timed(cfg, commands=False)
-        run.run()
+        if run.run().reason == "signal":
+            sys.exit(f"stopped while {name} trained: nothing was measured")
         result = report(run)
         print(name, describe(run, result), flush=True)
         found[name] = {"steps": run.trainer.step, "minutes": minutes, **asdict(result)}

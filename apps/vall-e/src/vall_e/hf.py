@@ -3,9 +3,8 @@
 At level 0 every input is a row of one table (separator, phonemes, languages, levels, tones, tasks, digits, codes of
 prompt and response), so transformers' `LlamaForCausalLM` computes the same states from ids and position ids. Where
 each kind of row begins, `vall_e_tables` in `config.json` says (`audio` are the prompts' codes); positions are those of
-the model's sequence. The
-biases of the head, and the tables and heads of the levels above, which llama has no place for, lie beside it in
-`vall_e.safetensors`.
+the model's sequence. The biases of the head, and the tables and heads of the levels above, which llama has no place
+for, lie beside it in `vall_e.safetensors`.
 """
 
 from __future__ import annotations

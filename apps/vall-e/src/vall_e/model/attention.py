@@ -26,11 +26,11 @@ class Packed:
 
     def __init__(self, lengths: Sequence[int], causal: Sequence[bool]) -> None:
         self.lengths, self.causal = list(lengths), list(causal)
-        self._runs: list[_Run] | None = None
+        self._runs: dict[torch.device, list[_Run]] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         """Queries, keys and values [N, H, E] to values [N, H, E]."""
-        if q.device.type == "cuda" and q.dtype in (torch.bfloat16, torch.float16) and _varlen() is not None:
+        if _takes_many_lengths(q):
             return self._at_once(q, k, v)
         parts = zip(*(x.split(self.lengths) for x in (q, k, v)), self.causal, strict=True)
         # On a CPU the fused kernel's backward takes four times as long as these products at bf16.
@@ -39,12 +39,11 @@ class Packed:
 
     def _at_once(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """By a kernel that takes sequences of many lengths at once, if all look the same way."""
-        if self._runs is None:  # the same for all blocks
-            runs = [
-                (way, [n for _, n in run]) for way, run in groupby(zip(self.causal, self.lengths, strict=True), _first)
-            ]
-            self._runs = [_Run(way, lengths, q.device) for way, lengths in runs]
-        parts = zip(*(x.split([run.size for run in self._runs]) for x in (q, k, v)), self._runs, strict=True)
+        runs = self._runs.get(q.device)
+        if runs is None:  # the same for all blocks of a device
+            together = groupby(zip(self.causal, self.lengths, strict=True), lambda pair: pair[0])
+            runs = self._runs[q.device] = [_Run(way, [n for _, n in run], q.device) for way, run in together]
+        parts = zip(*(x.split([run.size for run in runs]) for x in (q, k, v)), runs, strict=True)
         return torch.cat([run.attend(*part) for *part, run in parts])
 
 
@@ -62,8 +61,12 @@ class _Run:
         return kernel(q, k, v, self.ends, self.ends, self.longest, self.longest, window_size=self.window)
 
 
-def _first(pair: tuple[bool, int]) -> bool:
-    return pair[0]
+def _takes_many_lengths(q: Tensor) -> bool:
+    """Whether the kernel for sequences of many lengths, which is FlashAttention, takes these queries."""
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    if q.device.type != "cuda" or not half or q.shape[-1] % 8 or q.shape[-1] > 256:
+        return False
+    return torch.cuda.get_device_capability(q.device) >= (8, 0) and _varlen() is not None
 
 
 @cache

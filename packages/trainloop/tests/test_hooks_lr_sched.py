@@ -246,12 +246,13 @@ def test_the_factor_multiplies_what_a_torch_scheduler_plans(make_trainer, make_e
     ],
     ids=["one-cycle", "restarts", "sequential"],
 )
-def test_any_torch_scheduler_resumed_in_the_middle(make_trainer, make_engine, make, tmp_path):
+def test_any_torch_scheduler_resumed_in_the_middle(make_trainer, noisy, make, tmp_path):
     import trainloop
 
     def attached(**kwargs):
-        engine = make_engine(scheduler=None)
-        engine.optimizer.param_groups[0]["lr"] = 0.1
+        torch.manual_seed(0)
+        net = noisy()
+        engine = LocalEngine("net", net, torch.optim.AdamW(net.parameters(), lr=0.1))
         schedule = TorchLR(engine, make)
         return schedule, run(make_trainer, engine, schedule, **kwargs)
 

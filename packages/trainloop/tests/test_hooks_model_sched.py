@@ -77,6 +77,24 @@ def test_resumed_at_every_step_of_a_handing_over(make_trainer, pair, feeder, tmp
     assert golden[1] == again[1] == [True, True]
 
 
+def test_a_teacher_is_evaluated_and_saved_and_a_second_run_saves_it_too(make_trainer, pair, tmp_path):
+    engines = pair()
+    hooks, seen = hooks_of(ModelSchedule(engines, {0: ["d"], 2: {"g": "train", "d": "teacher"}, 4: ["d", "g"]})), []
+    hooks.on(AfterOptimizerStep, lambda e: seen.append((e.step, [x.module.training for x in engines.values()])))
+    for until in (3, 5):
+        make_trainer(engines=engines, hooks=hooks, until=until).run()
+        assert [e.role for e in engines.values()] == ["train", "train"]
+        assert {"d.pth", "g.pth"} <= {p.name for p in (tmp_path / "ckpt" / str(until)).iterdir()}
+    assert seen == [
+        (0, [True, True]),
+        (1, [True, True]),
+        (2, [False, True]),
+        (3, [False, True]),
+        (4, [True, True]),
+        (4, [True, True]),
+    ]
+
+
 def test_a_typed_rate_reaches_an_engine_that_rests(make_trainer, pair):
     from trainloop.commands import parse
 

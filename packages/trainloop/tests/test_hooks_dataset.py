@@ -153,6 +153,7 @@ LOADERS = {
     ),
     "stateful": lambda f: DatasetLoader(open_dataset(f), batch_sampler=Stateful(30), on_row=no_x),
     "stream": lambda f: StreamLoader(open_dataset(f, streaming=True), 4, on_row=no_x),
+    "seeking stream": lambda f: StreamLoader(open_dataset(f, streaming=True), 4, on_row=no_x, seek=True),
     "filtered stream": lambda f: StreamLoader(
         open_dataset(f, streaming=True).filter(lambda r: r["id"] % 3), 4, on_row=no_x
     ),
@@ -161,6 +162,13 @@ LOADERS = {
     ),
     "a rank's stream": lambda f: StreamLoader(open_dataset(f, streaming=True), 4, on_row=no_x, rank=1, world_size=2),
 }
+
+
+SEEKS = int(datasets.__version__.partition(".")[0]) >= 5  # also through map and filter
+if SEEKS:
+    LOADERS["seeking filtered stream"] = lambda f: StreamLoader(
+        open_dataset(f, streaming=True).filter(lambda r: r["id"] % 3), 4, on_row=no_x, seek=True
+    )
 
 
 @pytest.mark.parametrize("kind", LOADERS)
@@ -217,6 +225,23 @@ def test_a_resumed_epoch_reads_no_row_again(folder):
     short.load_state_dict(state)
     with pytest.raises(RuntimeError, match="gives 1 batches, and 2 were handed out"):
         iter(short)
+
+
+def test_a_seeking_stream_reads_no_row_again(folder):
+    read = []
+
+    def make(seek):
+        stream = open_dataset(folder, streaming=True).map(lambda row: read.append(row["id"]) or row)
+        return StreamLoader(stream, 4, on_row=no_x, seek=seek)
+
+    for seek, expected in ((True, 8), (False, 0))[not SEEKS :]:
+        loader, again = make(seek), make(seek)
+        epoch = iter(loader)
+        first = [next(epoch), next(epoch)]
+        again.load_state_dict(loader.state_dict())
+        read.clear()
+        assert flat(ids([*first, *again])) == list(range(30))
+        assert read[0] == expected
 
 
 def test_ranks_share_the_batches(folder):

@@ -210,8 +210,9 @@ class DatasetLoader(DataLoader):
 class StreamLoader:
     """Batches of `batch_size` rows of a stream (`datasets.IterableDataset`), that goes on in the middle of an epoch.
 
-    Where the stream can say its position (`state_dict`) it goes on from there. One that shuffles through a buffer
-    cannot: its rows are read again from the epoch's start, and dropped.
+    It reads the rows of the epoch again up to there, which is exact for any stream, or with `seek` asks the stream to
+    go to its own position (`IterableDataset.state_dict`), which reads nothing twice. That is as exact as `datasets` is:
+    the rows in a shuffle buffer are lost, and before version 5 rows around a `map` or `filter` may be.
 
     As a bundle it closes what the stream has open when the run ends, however it ends.
 
@@ -221,6 +222,7 @@ class StreamLoader:
         batch_size: rows in a batch; the last one of an epoch may have fewer.
         drop_last: leave out a last batch that is not full.
         on_row, on_batch, collate: as for `DatasetLoader`, in this process.
+        seek: see above.
         rank, world_size: read this rank's share of the files, or of the rows where there are too few files.
 
     Raises:
@@ -236,6 +238,7 @@ class StreamLoader:
         on_row: OnRow | None = None,
         on_batch: OnBatch | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
+        seek: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -246,8 +249,7 @@ class StreamLoader:
             dataset = distributed.split_dataset_by_node(dataset, rank, world_size)
         self._dataset, self._batch_size, self._drop_last = dataset, batch_size, drop_last
         self._on_row, self._collate = on_row, _Collate(collate, on_batch)
-        # The position of an epoch's start, where the stream can say where it is at all.
-        self._start = None if _has_buffer(getattr(dataset, "_ex_iterable", None)) else dataset.state_dict()
+        self._seek = seek
         self._epoch: _Epoch | None = None
         self._resume = False
         self.epoch = 0
@@ -274,8 +276,7 @@ class StreamLoader:
         return self._epoch
 
     def _read(self, again: int) -> Iterator[Any]:
-        if self._start is not None:
-            self._dataset.load_state_dict(dict(self._position or self._start))
+        self._dataset.load_state_dict(dict(self._position or {}))  # an empty one is the start
         rows = iter(self._dataset)
         try:
             for _ in islice(rows, again):
@@ -284,7 +285,7 @@ class StreamLoader:
                 if len(taken) < self._batch_size and self._drop_last:
                     return
                 self.rows += len(taken)
-                self._position = None if self._start is None else self._dataset.state_dict()
+                self._position = self._dataset.state_dict() if self._seek else None
                 yield self._collate([_mapped(self._on_row, row) for row in taken])
         finally:
             close = getattr(rows, "close", None)
@@ -426,15 +427,3 @@ def _mapped(on_row: OnRow | None, row: Any) -> Any:
     if row is None:
         raise ValueError("on_row returned None; it returns the row (leave rows out with dataset.filter)")
     return row
-
-
-def _has_buffer(stage: Any) -> bool:
-    """Whether a stage of a stream, or one before it, shuffles through a buffer.
-
-    `datasets` keeps the stages to itself, and a buffer's rows are not in its state: they would be lost. What is not
-    known here counts as a buffer.
-    """
-    if stage is None or "BufferShuffled" in type(stage).__name__:
-        return True
-    before = [x for value in vars(stage).values() for x in (value if isinstance(value, list) else [value])]
-    return any(_has_buffer(x) for x in before if type(x).__name__.endswith("Iterable"))

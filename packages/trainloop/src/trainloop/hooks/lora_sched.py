@@ -11,7 +11,7 @@ from torch import nn
 from trainloop.engine import Engine
 from trainloop.hooks.curve import Curve, as_curve
 from trainloop.hooks.events import BeforeLoad
-from trainloop.hooks.schedule import Entries, Schedule, Steps, soonest, starts_until
+from trainloop.hooks.schedule import Entries, Schedule, Steps, pairs, soonest, starts_until
 
 
 class Adapters(Protocol):
@@ -80,8 +80,7 @@ class LoRASchedule(Schedule):
     def __init__(self, engine: Engine, adapters: Adapters, steps: Entries[On | str | Sequence[str]]) -> None:
         self.name = f"{engine.name}.lora"
         self._engine, self._adapters = engine, adapters
-        pairs = list(steps.items() if isinstance(steps, Mapping) else steps)
-        self._steps = Steps(self.name, [(start, _on(value)) for start, value in pairs])
+        self._steps = Steps(self.name, [(start, _on(value)) for start, value in pairs(steps)])
         self._curves = [{n: as_curve(s) for n, s in on.strengths.items()} for on in self._steps.values]
         self._merged: dict[str, float] | None = None  # the strengths that are merged
         known = list(adapters.names())

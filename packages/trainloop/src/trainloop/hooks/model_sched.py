@@ -11,7 +11,7 @@ from trainloop.engines import Engines
 from trainloop.hooks.curve import Curve, as_curve
 from trainloop.hooks.events import AfterOptimizerStep, RunEnd, RunFailed, RunStart
 from trainloop.hooks.registry import Hooks
-from trainloop.hooks.schedule import Entries, Schedule, Steps, starts_until
+from trainloop.hooks.schedule import Entries, Schedule, Steps, pairs, starts_until
 
 
 class ModelSchedule(Schedule):
@@ -42,8 +42,7 @@ class ModelSchedule(Schedule):
         self, engines: Engines, steps: Entries[Sequence[str] | Mapping[str, Role]], period: int | None = None
     ) -> None:
         self._engines = engines
-        pairs = list(steps.items() if isinstance(steps, Mapping) else steps)
-        self._steps = Steps(self.name, [(start, _roles(value)) for start, value in pairs], period)
+        self._steps = Steps(self.name, [(start, _roles(value)) for start, value in pairs(steps)], period)
         self._ruled = list(dict.fromkeys(name for roles in self._steps.values for name in roles))
         for start, roles in zip(self._steps.starts, self._steps.values, strict=True):
             self._check(f"{self.name} at step {start}", roles)

@@ -12,7 +12,7 @@ from torch import nn
 from trainloop.engine import Engine
 from trainloop.hooks.curve import Curve, as_curve
 from trainloop.hooks.patterns import covers, names_by_pattern
-from trainloop.hooks.schedule import Entries, Schedule, Steps, optimizer_of, soonest, starts_until
+from trainloop.hooks.schedule import Entries, Schedule, Steps, optimizer_of, pairs, soonest, starts_until
 
 Number = float | Curve | Callable[[int], float]
 Setting = Number | tuple[Number, ...]  # betas are a tuple
@@ -66,7 +66,7 @@ class OptimSchedule(Schedule):
     ) -> None:
         self.name = f"{engine.name}.optim"
         own = optimizer_of(engine)
-        later = list((switch.items() if isinstance(switch, Mapping) else switch) or ())
+        later = pairs(switch or ())
         if later:
             engine.set_optimizer(own)  # refused here rather than at the step
         self._engine = engine

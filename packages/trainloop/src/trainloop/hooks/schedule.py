@@ -21,6 +21,11 @@ T = TypeVar("T")
 Entries = Mapping[int, T] | Sequence[tuple[int, T]]
 
 
+def pairs(entries: Entries[T]) -> list[tuple[int, T]]:
+    """The entries of a mapping, or those given one by one."""
+    return list(entries.items()) if isinstance(entries, Mapping) else list(entries)
+
+
 class Steps(Generic[T]):
     """What holds from which step on, until the next one.
 
@@ -34,9 +39,8 @@ class Steps(Generic[T]):
     """
 
     def __init__(self, who: str, entries: Entries[T], period: int | None = None) -> None:
-        pairs = list(entries.items() if isinstance(entries, Mapping) else entries)
-        self.starts = [start for start, _ in pairs]
-        self.values = [value for _, value in pairs]
+        self.starts = [start for start, _ in pairs(entries)]
+        self.values = [value for _, value in pairs(entries)]
         self.period = period
         for start in self.starts:
             if not isinstance(start, int) or start < 0:
@@ -45,8 +49,8 @@ class Steps(Generic[T]):
             if after <= before:
                 how = "twice" if after == before else f"after {before}"
                 raise ValueError(f"{who}: steps must go up, each once; found {after} {how}. Write them in order")
-        if not pairs or self.starts[0] != 0:
-            found = self.starts[0] if pairs else "no step"
+        if not self.starts or self.starts[0] != 0:
+            found = self.starts[0] if self.starts else "no step"
             raise ValueError(f"{who}: the first step must be 0, found {found}; say what holds from the start")
         if period is not None and period <= self.starts[-1]:
             raise ValueError(

@@ -14,19 +14,19 @@ from trainloop.tree import first_difference
 
 peft = pytest.importorskip("peft")
 PLAN = {
-    0: "a",
-    3: On({"a": 1.0, "b": ramp(0.0, 1.0, 6)}),
-    6: "b",
-    8: On({"b": 0.5}, merged=True),
-    10: On({"a": 1.0, "b": 2.0}, train=False),
+    0: "x",
+    3: On({"x": 1.0, "y": ramp(0.0, 1.0, 6)}),
+    6: "y",
+    8: On({"y": 0.5}, merged=True),
+    10: On({"x": 1.0, "y": 2.0}, train=False),
 }
 
 
 def build(noisy) -> LocalEngine:
     torch.manual_seed(0)
     config = peft.LoraConfig(r=2, target_modules=["net.0"], init_lora_weights=False)
-    model = peft.get_peft_model(noisy(), config, adapter_name="a")
-    model.add_adapter("b", config)
+    model = peft.get_peft_model(noisy(), config, adapter_name="x")
+    model.add_adapter("y", config)
     return LocalEngine("net", model, torch.optim.AdamW(model.parameters(), lr=0.01))
 
 
@@ -39,7 +39,7 @@ def hooks_of(*bundles) -> Hooks:
 
 def moved(before, module) -> set[str]:
     names = {n for n, p in module.named_parameters() if not torch.equal(p, before[n])}
-    return {part for n in names for part in n.split(".") if part in ("a", "b", "3")}
+    return {part for n in names for part in n.split(".") if part in ("x", "y", "3")}
 
 
 def parts(engine: LocalEngine):
@@ -78,19 +78,19 @@ def test_what_is_on_trains_and_counts_at_exact_steps(make_trainer, noisy):
 
     def check(e):
         curve = ramp(0.0, 1.0, 6)
-        expected = {"a": 1.0} if e.step < 3 else {"a": 1.0, "b": curve(e.step)} if e.step < 6 else {"b": 1.0}
+        expected = {"x": 1.0} if e.step < 3 else {"x": 1.0, "y": curve(e.step)} if e.step < 6 else {"y": 1.0}
         if e.step < 8:
             torch.testing.assert_close(effective(model), by_formula(model, expected))
         elif e.step < 10:
             torch.testing.assert_close(effective(model), weight(model).detach())  # merged into it
         else:
-            torch.testing.assert_close(effective(model), by_formula(model, {"a": 1.0, "b": 2.0}))
+            torch.testing.assert_close(effective(model), by_formula(model, {"x": 1.0, "y": 2.0}))
 
     hooks.on(StepEnd, note)
     hooks.on(StepEnd, check, order=1000)
     before = weight(model).detach().clone()
     make_trainer(engines=Engines([engine]), hooks=hooks).run()
-    assert trained == [{"a", "3"}] * 3 + [{"a", "b", "3"}] * 3 + [{"b", "3"}] * 2 + [{"3"}] * 4
+    assert trained == [{"x", "3"}] * 3 + [{"x", "y", "3"}] * 3 + [{"y", "3"}] * 2 + [{"3"}] * 4
     torch.testing.assert_close(weight(model).detach(), before)
 
 
@@ -116,9 +116,9 @@ def test_none_on_is_the_model_without_adapters(make_trainer, noisy):
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
-        ({0: "c"}, "net.lora at step 0: there is no adapter 'c'; there are a, b"),
-        ({0: On({"a": ramp(0, 1, 9)}, merged=True)}, "a is merged, so its strength cannot move"),
-        ({0: "a", 5: "b", 4: "a"}, "found 4 after 5"),
+        ({0: "c"}, "net.lora at step 0: there is no adapter 'c'; there are x, y"),
+        ({0: On({"x": ramp(0, 1, 9)}, merged=True)}, "x is merged, so its strength cannot move"),
+        ({0: "x", 5: "y", 4: "x"}, "found 4 after 5"),
     ],
 )
 def test_what_makes_no_sense_is_refused_at_construction(noisy, plan, words):
@@ -131,10 +131,10 @@ def test_the_table_names_what_is_on(noisy):
     _, schedule = parts(build(noisy))
     lines = [line.split(" | ") for line in schedule.describe(until=11).splitlines()[2:]]
     assert [(int(step), on) for step, on in lines] == [
-        (0, "a"),
-        (3, "a, b x0.5"),
-        (6, "b"),
-        (8, "b x0.5 merged"),
-        (10, "a, b x2"),
-        (11, "a, b x2"),
+        (0, "x"),
+        (3, "x, y x0.5"),
+        (6, "y"),
+        (8, "y x0.5 merged"),
+        (10, "x, y x2"),
+        (11, "x, y x2"),
     ]

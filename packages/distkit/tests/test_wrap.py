@@ -27,7 +27,10 @@ def trained(wrap=lambda m: m, rows=slice(None)) -> list[torch.Tensor]:
     return [p.full_tensor() if hasattr(p, "full_tensor") else p.detach() for p in module.parameters()]
 
 
-@pytest.mark.parametrize("which", ["ddp", "fsdp2"])
+OLD = torch.__version__ < (2, 7)
+
+
+@pytest.mark.parametrize("which", ["ddp", pytest.param("fsdp2", marks=pytest.mark.skipif(OLD, reason="torch 2.7"))])
 def test_two_ranks_equal_the_whole_batch(ranks, which):
     expected = trained()
 
@@ -41,6 +44,15 @@ def test_two_ranks_equal_the_whole_batch(ranks, which):
     for got in ranks(fn):
         for a, b in zip(expected, got, strict=True):
             torch.testing.assert_close(a.detach(), torch.from_numpy(b))
+
+
+def test_an_old_torch_is_named(ranks):
+    def fn():
+        torch.__version__ = type(torch.__version__)("2.6.0")  # in this rank alone
+        with pytest.raises(RuntimeError, match=r"on a CPU it needs torch 2.7 or newer, found 2.6.0"):
+            distkit.wrap_fsdp2(model())
+
+    ranks(fn)
 
 
 def test_ddp_does_not_look_for_unused_parameters(ranks):

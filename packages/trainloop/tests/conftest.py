@@ -21,6 +21,13 @@ import trainloop
 from torch import nn
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.__version__ < (2, 7):
+        for item in items:
+            if "fsdp" in item.name:
+                item.add_marker(pytest.mark.skip(reason="FSDP on a CPU needs torch 2.7"))
+
+
 class Noisy(nn.Module):
     """An MLP with dropout: its loss depends on the random state."""
 

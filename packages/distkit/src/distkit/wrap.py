@@ -42,15 +42,21 @@ def wrap_fsdp2(module: nn.Module, *, layers: tuple[type[nn.Module], ...] = (), *
         module: on its device.
         layers: classes whose instances are sharded on their own first, so that one is gathered at a time.
         kwargs: for `fully_shard` (`mp_policy`, `mesh`, `reshard_after_forward`, …).
+
+    Raises:
+        RuntimeError: the module is on the CPU, where torch 2.6 cannot run it.
     """
     if not is_distributed():
         return module
+    import torch
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    device = next(module.parameters()).device.type
+    if device == "cpu" and torch.__version__ < (2, 7):
+        raise RuntimeError(f"wrap_fsdp2: on a CPU it needs torch 2.7 or newer, found {torch.__version__}; use wrap_ddp")
     if "mesh" not in kwargs:
-        device = next(module.parameters()).device.type
         kwargs["mesh"] = init_device_mesh(device, (dist.get_world_size(),))
     for child in list(module.modules()):
         if child is not module and isinstance(child, layers):

@@ -30,7 +30,7 @@ class FSDPEngine(TorchEngine):
         layers: classes of submodules that are gathered one at a time.
 
     Raises:
-        RuntimeError: there is no process group.
+        RuntimeError: there is no process group, or torch 2.6 on a CPU.
     """
 
     synchronised = True
@@ -52,6 +52,10 @@ class FSDPEngine(TorchEngine):
                 f"engine {name!r}: FSDP needs a process group; start with torchrun and init_process_group"
             )
         device = torch.device(kwargs.get("device", "cpu"))
+        if device.type == "cpu" and torch.__version__ < (2, 7):
+            raise RuntimeError(
+                f"engine {name!r}: FSDP on a CPU needs torch 2.7 or newer, found {torch.__version__}; use DDPEngine"
+            )
         self._mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         for child in list(module.modules()):
             if child is not module and isinstance(child, layers):

@@ -15,16 +15,13 @@ heads, feed-forward) and is driven as one drives a llama: padded batches, logits
 
 from __future__ import annotations
 
-# ruff: noqa: E402 - this file has the name of the package, so its folder must not be searched first
+# ruff: noqa: E402 - this file has the name of the package, so its folder must be searched last
 import sys
 from pathlib import Path
 
-sys.path = [p for p in sys.path if Path(p).resolve() != Path(__file__).parent]
+HERE = Path(__file__).parent
+sys.path = [p for p in sys.path if Path(p).resolve() != HERE.resolve()] + [str(HERE)]
 
-import argparse
-import datetime
-import json
-import platform
 import statistics
 import subprocess
 import tempfile
@@ -33,12 +30,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmark_report import Report, Rows, argument_parser
 from torch import Tensor, nn
 from vall_e import Sample
 from vall_e.model.model import VallE
 from vall_e.model.sequence import Request, lay_out
 from vall_e.model.spec import ModelSpec
 
+PACKAGES = ("vall-e", "torch", "transformers", "numpy", "h5py")
 SIZES = {"64 x 2": (64, 4, 2), "512 x 6": (512, 8, 6), "1024 x 12": (1024, 16, 12)}
 FRAMES, PROMPT, PHONES = 225, 225, 60
 # Seconds or rates of the system replaced, one contended thread (the design's table).
@@ -120,7 +119,8 @@ def training_step(model: VallE, batch: list[Sample]) -> tuple[Any, int]:
     return step, laid_out.rows.numel()
 
 
-def measure(name: str, device: str, quick: bool) -> dict[str, Any]:
+def measure(name: str, device: str, quick: bool) -> Rows:
+    """Each figure of ours, of the llama beside it where it has one, and of the system replaced."""
     dim, heads, layers = SIZES[name]
     torch.manual_seed(0)
     spec = ModelSpec(dim=dim, heads=heads, layers=layers)
@@ -129,7 +129,7 @@ def measure(name: str, device: str, quick: bool) -> dict[str, Any]:
     batch = samples(8, spec, FRAMES)
     sync = torch.cuda.synchronize if device == "cuda" else lambda: None
     repeats = 3 if quick else 5
-    rows: dict[str, Any] = {}
+    found: dict[str, tuple[float, float | None]] = {}
 
     step, tokens = training_step(model, batch)
     peer = Peer(spec, 2048).to(device)
@@ -150,15 +150,15 @@ def measure(name: str, device: str, quick: bool) -> dict[str, Any]:
     for _ in range(repeats):
         ours.append(timed(step, 1, sync))
         theirs.append(timed(peer_step, 1, sync))
-    rows["train step, s"] = (statistics.median(ours), statistics.median(theirs))
+    found["train step, s"] = (statistics.median(ours), statistics.median(theirs))
     if device == "cuda":
         trunk = sum(p.numel() for p in model.model.parameters())
         attention = 12 * layers * dim * (PHONES + PROMPT + FRAMES)  # forward and backward, a token, not causal
         rate = tokens / statistics.median(ours)
-        rows["train, tokens/s"] = (rate, ids.numel() / statistics.median(theirs))
-        rows["train, TFLOP/s"] = ((6 * trunk + attention) * rate / 1e12, None)
-        rows["MFU of 989 TFLOP/s"] = ((6 * trunk + attention) * rate / 989e12, None)
-        rows["peak memory, GiB"] = (torch.cuda.max_memory_allocated() / 2**30, None)
+        found["train, tokens/s"] = (rate, ids.numel() / statistics.median(theirs))
+        found["train, TFLOP/s"] = ((6 * trunk + attention) * rate / 1e12, None)
+        found["MFU of 989 TFLOP/s"] = ((6 * trunk + attention) * rate / 989e12, None)
+        found["peak memory, GiB"] = (torch.cuda.max_memory_allocated() / 2**30, None)
 
     model.eval()
     prompt = ids[:1, : PHONES + PROMPT]
@@ -166,10 +166,10 @@ def measure(name: str, device: str, quick: bool) -> dict[str, Any]:
         one = [batch[0].with_response(None)]
         ar = timed(lambda f=frames, s=one: model.generate(s, "ar", temperature=0, max_frames=f), repeats, sync)
         llama = timed(lambda f=frames: peer.generate(prompt, f), repeats, sync)
-        rows[f"AR {frames}, tokens/s"] = (frames / ar, frames / llama)
+        found[f"AR {frames}, tokens/s"] = (frames / ar, frames / llama)
     eight = [s.with_response(None) for s in batch]
     ar = timed(lambda: model.generate(eight, "ar", temperature=0, max_frames=225), 1, sync)
-    rows["AR 225 x 8, tokens/s"] = (8 * 225 / ar, None)
+    found["AR 225 x 8, tokens/s"] = (8 * 225 / ar, None)
     from vall_e.model.generate import refine
     from vall_e.model.sampling import Sampling
 
@@ -180,12 +180,13 @@ def measure(name: str, device: str, quick: bool) -> dict[str, Any]:
         with torch.inference_mode():
             refine(model, one, codes, Sampling(0), generator)
 
-    rows["NAR 7 levels, s"] = (timed(nar, repeats, sync), None)
-    rows["NAR-len 25 steps, s"] = (
+    found["NAR 7 levels, s"] = (timed(nar, repeats, sync), None)
+    found["NAR-len 25 steps, s"] = (
         timed(lambda: model.generate(one, "nar-len", temperature=0, frames=[FRAMES]), 1, sync),
         None,
     )
-    return rows
+    replaced = REPLACED.get(name, {})
+    return {what: {"ours": ours, "llama": peer, "replaced": replaced.get(what)} for what, (ours, peer) in found.items()}
 
 
 def loader_rate() -> float:
@@ -239,9 +240,8 @@ def start_up() -> float:
     return statistics.median(runs)
 
 
-def patterns(folder: Path, minutes: float) -> dict[str, Any]:
+def patterns(folder: Path, minutes: float) -> Rows:
     """The demo's model trained as AR+NAR and with delayed levels, each for so much CPU time: what came of it."""
-    from dataclasses import asdict
     from importlib import resources
 
     from vall_e.cli.train import _prepare_demo
@@ -267,7 +267,7 @@ def patterns(folder: Path, minutes: float) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.yaml"
     path.write_text(resources.files("vall_e").joinpath("demo.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    found = {}
+    found: Rows = {}
     for name, delay in (("ar+nar", "false"), ("delay", "true")):
         overrides = [f"models.0.name={name}", f"models.0.experimental.delay={delay}", "evaluation.frequency=0"]
         overrides += ["trainer.minutes=0", "trainer.save_frequency=100000"]
@@ -279,43 +279,35 @@ def patterns(folder: Path, minutes: float) -> dict[str, Any]:
             sys.exit(f"stopped while {name} trained: nothing was measured")
         result = report(run)
         print(name, describe(run, result), flush=True)
-        found[name] = {"steps": run.trainer.step, "minutes": minutes, **asdict(result)}
-        found[name]["speech"]["reference"] = None
+        speech = result.speech
+        assert speech is not None
+        found[name] = {"steps": run.trainer.step, "minutes": minutes}
+        found[name] |= {f"{what}, nats": after for what, (_, after) in result.losses.items()}
+        found[name] |= {"nearest of 16": speech.nearest, "own distance": speech.own, "other": speech.other}
+        found[name] |= {"mel-STFT": speech.train_mel_stft[0], "STOI": speech.train_stoi[0]}
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer repeats and frames")
+    parser = argument_parser(__doc__, "vall_e[-gpu|-patterns]")
     parser.add_argument("--gpu", action="store_true", help="full size on CUDA")
     parser.add_argument("--patterns", type=Path, metavar="FOLDER", help="AR+NAR beside delayed levels, trained in here")
     parser.add_argument("--minutes", type=float, default=4.2, help="of CPU time for each of them (%(default)s)")
-    parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results/)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results: dict[str, Any] = {}
-    if args.patterns:
-        results = patterns(args.patterns, args.minutes)
-    for name in [] if args.patterns else ["1024 x 12"] if args.gpu else ["64 x 2", "512 x 6"]:
-        results[name] = measure(name, "cuda" if args.gpu else "cpu", args.quick)
-        print(f"{name:22} {'ours':>10} {'llama':>10} {'replaced':>10}")
-        for what, (ours, peer) in results[name].items():
-            before = REPLACED.get(name, {}).get(what)
-            cells = " ".join("         -" if v is None else f"{v:10.4g}" for v in (ours, peer, before))
-            print(f"  {what:20} {cells}", flush=True)
-    if not args.gpu and not args.patterns:
-        results["loader, samples/s"] = loader_rate()
-        results["--help, CPU s"] = start_up()
-        print(f"loader, samples/s {results['loader, samples/s']:.0f}; --help {results['--help, CPU s']:.2f} s of CPU")
+    device = "cuda" if args.gpu else "cpu"
     kind = "-gpu" if args.gpu else "-patterns" if args.patterns else ""
-    today = datetime.date.today().isoformat()
-    out = args.out or Path(__file__).parent / "results" / f"vall_e{kind}-{today}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    about = {"date": today, "machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-    if args.gpu:
-        about["device"] = torch.cuda.get_device_name()
-    out.write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
-    print(out)
+    facts = {"device": torch.cuda.get_device_name()} if args.gpu else {}
+    report = Report(f"vall_e{kind}", PACKAGES, args.out, **facts)
+    if args.patterns:
+        report.table("delayed levels beside AR+NAR", patterns(args.patterns, args.minutes))
+    else:
+        for name in ["1024 x 12"] if args.gpu else ["64 x 2", "512 x 6"]:
+            report.table(name, measure(name, device, args.quick))
+        if not args.gpu:
+            rows = {"loader, samples/s": {"ours": loader_rate()}, "--help, CPU s": {"ours": start_up()}}
+            report.table("loader and start", rows)
+    report.close()
 
 
 if __name__ == "__main__":

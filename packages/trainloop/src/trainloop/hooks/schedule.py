@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from trainloop.hooks.curve import Curve
 from trainloop.hooks.events import BeforeLoad, RunStart, StepEnd
+from trainloop.hooks.extras import require
 from trainloop.hooks.registry import Hooks
 
 if TYPE_CHECKING:
@@ -177,14 +178,11 @@ def plot(*schedules: Schedule, until: int, path: str | Path | None = None) -> Fi
     Raises:
         ImportError: matplotlib is not installed (`pip install trainloop[plot]`).
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as e:
-        raise ImportError("plot() needs matplotlib: pip install trainloop[plot]") from e
+    matplotlib_figure = require("matplotlib.figure", "plot()")
     steps = sorted({*range(0, until + 1, max(1, until // 500)), *(s for s, _ in _rows(schedules, until))})
     rows = [{k: v for schedule in schedules for k, v in schedule.row(step).items()} for step in steps]
     columns = list(dict.fromkeys(c for row in rows for c in row))
-    figure = Figure(figsize=(8.0, 1.0 + 1.2 * len(columns)), layout="constrained")
+    figure: Figure = matplotlib_figure.Figure(figsize=(8.0, 1.0 + 1.2 * len(columns)), layout="constrained")
     for column, axis in zip(columns, figure.subplots(len(columns), sharex=True, squeeze=False)[:, 0], strict=True):
         values = [row.get(column, "") for row in rows]
         axis.plot(steps, values, drawstyle="default" if isinstance(values[0], float) else "steps-post")

@@ -296,7 +296,7 @@ except ImportError as e:
     print(e)
 """
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert out.stdout.startswith("[]\nplot() needs matplotlib: pip install trainloop[plot] (")
+    assert out.stdout == "[]\nplot() needs matplotlib: pip install trainloop[plot]\n"
 
 
 SCRIPT = textwrap.dedent("""

@@ -9,6 +9,7 @@ _EXTRA = {
     "datasets": "datasets",
     "diffusers": "diffusers",
     "huggingface_hub": "hub",
+    "matplotlib": "plot",
     "safetensors": "hub",
     "transformers": "transformers",
 }

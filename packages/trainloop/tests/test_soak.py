@@ -70,8 +70,8 @@ def train(folder: str, cell: Cell, rank: int, port: int, failpoint: str | None) 
     if failpoint is not None and rank == 0:  # it alone saves
         os.environ["TRAINLOOP_FAILPOINT"] = failpoint
     if cell.ranks > 1:
-        store = dist.TCPStore("127.0.0.1", port, is_master=False)
         timeout = timedelta(seconds=20)
+        store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timeout)  # a rank killed before it joins
         dist.init_process_group("gloo", store=store, rank=rank, world_size=cell.ranks, timeout=timeout)
     torch.manual_seed(0)
 

@@ -229,7 +229,7 @@ class Training:
 
     def _feed(self, engine: trainloop.Engine, batch: Batch, _: trainloop.StepContext) -> trainloop.StepOutput:
         """The mean loss over all samples of a batch, whichever level each of them is at."""
-        loss = engine.module(batch)
+        loss = engine.module(batch, every_head=self.cfg.trainer.backend == "deepspeed")
         nll, head = loss.nll, loss.head
         detached = nll.detach()
         levels = {f"level{h}": detached[head == h].mean() for h, _ in batch.heads}

@@ -133,11 +133,13 @@ class VallE(nn.Module):
         growth.read(self.embed(batch)[index], batch.positions[index])
         return growth
 
-    def batch_logits(self, batch: Batch) -> list[Tensor]:
-        """The logits [m, classes] of the batch's predictions, in their order, for each head that it uses."""
+    def batch_logits(self, batch: Batch, every_head: bool = False) -> list[Tensor]:
+        """The logits [m, classes] of the predictions, in their order, for each head that the batch uses, or for all."""
         states = self.hidden(batch, batch.kept)
-        outputs = batch.output.split([count for _, count in batch.heads])
-        return [self.project(states[o], head) for (head, _), o in zip(batch.heads, outputs, strict=True)]
+        counts = dict(batch.heads)
+        heads = range(len(self.spec.classes)) if every_head else counts
+        outputs = batch.output.split([counts.get(head, 0) for head in heads])
+        return [self.project(states[o], head) for head, o in zip(heads, outputs, strict=True)]
 
     def project(self, states: Tensor, head: int) -> Tensor:
         """The logits [..., classes] of states [..., D] under a head (see `head_of`)."""
@@ -145,10 +147,16 @@ class VallE(nn.Module):
             return self.classifiers.proj[head](states)
         return self.classifier(states)[..., : self.spec.classes[head]]
 
-    def forward(self, batch: Batch) -> Loss:
-        """Cross-entropy of a batch's predictions, mean over each owner; those without a target do not count."""
+    def forward(self, batch: Batch, every_head: bool = False) -> Loss:
+        """Cross-entropy of a batch's predictions, mean over each owner; those without a target do not count.
+
+        Args:
+            batch: of the requests.
+            every_head: a head without a prediction takes part too, with gradients of 0: for backends that reduce
+                gradients as they come, which has to be the same on all ranks whatever their batches hold.
+        """
         batch = batch.to(self.device)
-        by_head = self.batch_logits(batch)
+        by_head = self.batch_logits(batch, every_head)
         targets = batch.target.split([len(logits) for logits in by_head])
         rows = [
             F.cross_entropy(logits.float(), target, ignore_index=-1, reduction="none")
@@ -157,7 +165,7 @@ class VallE(nn.Module):
         none = torch.zeros(len(batch.owner_head), device=self.device)
         nll = none.index_add(0, batch.owner, torch.cat(rows))
         count = none.index_add(0, batch.owner, (batch.target >= 0).float())
-        return Loss(nll / count.clamp_min(1), batch.owner_head, by_head)
+        return Loss(nll / count.clamp_min(1), batch.owner_head, [logits for logits in by_head if len(logits)])
 
     # By sample ---------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import pytest
 import stateio
 import torch
 from vall_e.config import Config
+from vall_e.summary import Report, Speech, describe
 from vall_e.training import Training
 from vall_e.weights import WeightsError, load_weights
 
@@ -82,6 +83,9 @@ def test_an_adapter_speaks_on_its_base_and_can_be_merged(fresh, tmp_path):
     weights = base.weights_path
     lora, _ = train(fresh, 6, "loras=[{name: mine, rank: 2}]", f"models.0.path={weights}")
     assert lora.weights_path.name == "lora.sft"
+    losses = {f"{split}.level{i}": (6.0, 3.0) for split in lora.splits for i in range(lora.spec.levels)}
+    said = describe(lora, Report(losses, Speech(16, 9, 1.0, 2.0, (1.0, 2.0), (0.5, 0.4), tmp_path / "voice.wav")))
+    assert f"--model {weights} --lora {lora.weights_path}" in said
     adapted = load_weights(weights, lora=lora.weights_path)
     sample = lora.evaluator._samples(lora.splits["val"][:1])
     with torch.inference_mode():

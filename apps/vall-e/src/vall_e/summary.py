@@ -144,6 +144,13 @@ def describe(training: Training, result: Report) -> str:
         lines += [
             "",
             'Speak       uv run vall-e "The old captain found a golden ring." '
-            f"{speech.reference} --out-path out.wav --model {training.weights_path}",
+            f"{speech.reference} --out-path out.wav {_weights_arguments(training)}",
         ]
     return "\n".join(["", *lines, ""])
+
+
+def _weights_arguments(training: Training) -> str:
+    """How `vall-e` is told to speak with what was trained."""
+    if training.cfg.lora is None:
+        return f"--model {training.weights_path}"
+    return f"--model {training.cfg.model.path or 'BASE'} --lora {training.weights_path}"

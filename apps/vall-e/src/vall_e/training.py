@@ -274,8 +274,9 @@ class Training:
             # Before the first step there is nothing to hear.
             if trainer.step and self.cfg.evaluation.size and self.codec and not trainer.stop_requested:
                 measured |= self.evaluator.synthesise(split, self.cfg.evaluation.size, folder)
-        levels = " ".join(f"{measured[f'val.level{i}']:.2f}" for i in range(self.spec.levels) if "val.loss" in measured)
-        trainer.say(f"step {trainer.step}: validation loss by level {levels}")
+        if "val.loss" in measured:
+            levels = " ".join(f"{measured[f'val.level{i}']:.2f}" for i in range(self.spec.levels))
+            trainer.say(f"step {trainer.step}: validation loss by level {levels}")
         return measured
 
     def export(self) -> Path:

@@ -100,6 +100,7 @@ def test_garbage_collection_is_back_after_a_failure(make_trainer):
 
 
 def test_tensorboard(make_trainer, tmp_path):
+    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def run(until):

@@ -21,6 +21,7 @@ PRINTS = {
     "quickstart.py": ["equal to the bit: True"],
     "schedules.py": ["equal to the bit: True"],
 }
+NEEDS = {"diffusion.py": "diffusers", "keras_model.py": "keras", "lora.py": "peft", "two_backends.py": "deepspeed"}
 FOLDER = Path(__file__).parents[1] / "examples"
 
 
@@ -30,8 +31,8 @@ def test_none_is_left_out():
 
 @pytest.mark.parametrize("name", sorted(PRINTS))
 def test_example(name):
-    if name == "two_backends.py" and find_spec("deepspeed") is None:
-        pytest.skip("installs on Linux alone")
+    if name in NEEDS and find_spec(NEEDS[name]) is None:
+        pytest.skip(f"needs {NEEDS[name]}")
     run = subprocess.run([sys.executable, str(FOLDER / name)], capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[-len(PRINTS[name]) :] == PRINTS[name]

@@ -35,8 +35,7 @@ def planned(make, steps: int, lr: float = 0.5) -> list[float]:
 
 def lambda_of(name: str, *args, **kwargs):
     def make(optimizer):
-        from transformers import optimization
-
+        optimization = pytest.importorskip("transformers.optimization")
         return getattr(optimization, name)(optimizer, *args, **kwargs)
 
     return make

@@ -35,7 +35,11 @@ FLAGS = {
     "speakers": ["dataset.sample_type=speaker"],
     "interleaved": ["dataset.sample_order=interleaved", "dataset.sample_max_duration_batch=20"],
     "shuffled": ["dataset.sample_order=shuffle"],
-    "tasks": ["dataset.tasks_list=[tts,tts-c,stt,tse,cse,len,nar-len]", "dataset.prompt_max_samples=2"],
+    "tasks": [
+        "dataset.tasks_list=[tts,tts-c,stt,tse,cse,len,nar-len]",
+        "dataset.prompt_max_samples=2",
+        "hyperparameters.batch_size=3",  # mixing decodes and encodes each sample
+    ],
     "joined": [
         "dataset.resps_append_p=0.5",
         "dataset.resps_max_samples=3",

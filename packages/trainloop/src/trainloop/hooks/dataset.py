@@ -93,7 +93,23 @@ def open_dataset(
         raise DatasetError(f"{where}, split {split!r}: {e}") from e
 
 
-class DatasetLoader(DataLoader):
+class _OneEpoch:
+    """What a loader with one open epoch is as a bundle: it closes that when the run ends, however it ends."""
+
+    _epoch: _Epoch | None = None
+
+    def attach(self, hooks: Hooks) -> None:
+        for event in (RunEnd, RunFailed):
+            hooks.on(event, lambda _: self.close())
+
+    def close(self) -> None:
+        """Let go of the epoch that is open, and of its workers or the stream's files."""
+        if self._epoch is not None:
+            self._epoch.close()
+            self._epoch = None
+
+
+class DatasetLoader(_OneEpoch, DataLoader):
     """A `DataLoader` over a table (any dataset with a length and indices) that goes on in the middle of an epoch.
 
     ```python
@@ -147,7 +163,6 @@ class DatasetLoader(DataLoader):
         elif shuffle or drop_last:
             raise ValueError("shuffle and drop_last are the batch_sampler's own matter")
         self._order = _Order(batch_sampler, rank, world_size)
-        self._epoch: _Epoch | None = None
         self._begun: dict[str, Any] = {}
         self._resume: dict[str, Any] | None = None
         self.epoch = 0
@@ -155,16 +170,6 @@ class DatasetLoader(DataLoader):
         super().__init__(
             _Rows(dataset, on_row), batch_sampler=self._order, collate_fn=_Collate(collate, on_batch), **options
         )
-
-    def attach(self, hooks: Hooks) -> None:
-        for event in (RunEnd, RunFailed):
-            hooks.on(event, lambda _: self.close())
-
-    def close(self) -> None:
-        """Let go of the epoch that is open, and of its workers."""
-        if self._epoch is not None:
-            self._epoch.close()
-            self._epoch = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         resume, self._resume = self._resume, None
@@ -207,7 +212,7 @@ class DatasetLoader(DataLoader):
         self.batches = 0
 
 
-class StreamLoader:
+class StreamLoader(_OneEpoch):
     """Batches of `batch_size` rows of a stream (`datasets.IterableDataset`), that goes on in the middle of an epoch.
 
     It reads the rows of the epoch again up to there, which is exact for any stream, or with `seek` asks the stream to
@@ -250,21 +255,10 @@ class StreamLoader:
         self._dataset, self._batch_size, self._drop_last = dataset, batch_size, drop_last
         self._on_row, self._collate = on_row, _Collate(collate, on_batch)
         self._seek = seek
-        self._epoch: _Epoch | None = None
         self._resume = False
         self.epoch = 0
         self.rows = 0  # handed out in this epoch
         self._position: Mapping[str, Any] | None = None  # of the stream, after those rows
-
-    def attach(self, hooks: Hooks) -> None:
-        for event in (RunEnd, RunFailed):
-            hooks.on(event, lambda _: self.close())
-
-    def close(self) -> None:
-        """Close the epoch that is open, and with it the stream's files."""
-        if self._epoch is not None:
-            self._epoch.close()
-            self._epoch = None
 
     def __iter__(self) -> Iterator[Any]:
         self.close()

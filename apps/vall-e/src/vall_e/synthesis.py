@@ -16,6 +16,7 @@ from vall_e import audio, espeak
 from vall_e.codecs.codec import Codec
 from vall_e.codecs.load import load_published, published
 from vall_e.model.generate import autoregress, refine, sampling_of
+from vall_e.model.growth import lay_out_weights
 from vall_e.model.sampling import Sampling
 from vall_e.model.sequence import Sample
 from vall_e.model.spec import LANGUAGES
@@ -71,6 +72,7 @@ class Speaker:
 
     def __init__(self, voice: Voice, codec_path: Path | None = None) -> None:
         self.voice = voice
+        lay_out_weights(voice.model)
         name = voice.settings.get("codec")
         if voice.codec is not None:
             self.codec: Codec = voice.codec

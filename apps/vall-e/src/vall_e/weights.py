@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vall_e.codecs.melvq import MelVQ
+from vall_e.model.growth import lay_out_weights
 from vall_e.model.model import VallE
 from vall_e.model.spec import ModelSpec
 from vall_e.tokenizer import NaiveTokenizer, Tokenizer, conflict
@@ -130,7 +131,9 @@ def load_weights(
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> VallE:
     """The model in a file of weights, or in the newest checkpoint of a folder, ready to score and generate."""
-    return load_weights(path, device).model
+    model = load_weights(path, device).model
+    lay_out_weights(model)
+    return model
 
 
 def _file_in(path: Path) -> Path:

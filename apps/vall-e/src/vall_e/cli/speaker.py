@@ -19,6 +19,11 @@ def speaker_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora-strength", type=float, default=1.0, help="of the adapter (%(default)s)")
     parser.add_argument("--device", default="cpu", help="(%(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="(float32, or as --yaml says)")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the steps of level 0: up to twice as fast, and worth the time it takes for long texts or many",
+    )
 
 
 def load_speaker(args: argparse.Namespace) -> Speaker:
@@ -43,6 +48,8 @@ def load_speaker(args: argparse.Namespace) -> Speaker:
         lora_strength=args.lora_strength,
         tokenizer=tokenizer,
     )
+    if args.compile:
+        voice.model.compile_steps()
     return Speaker(voice, args.codec_path)
 
 

@@ -21,7 +21,7 @@ def beam_search(model: VallE, sample: Sample, max_frames: int, width: int, sampl
     """
     spec = model.spec
     batch = lay_out([Request(sample.with_response(None), "ar", stop=False)], spec).to(model.device)
-    growth = model.begin(batch, max_frames + 1)
+    growth = model.begin(batch, max_frames + 1, branching=True)
     offset = int(batch.positions[-1]) + 1 if spec.unified_position_ids else 0
     beams = torch.zeros(1, 0, dtype=torch.long, device=model.device)
     scores = torch.zeros(1, device=model.device)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vall_e.model.attention import Growing, KVCache, Packed
+from vall_e.model.attention import KVCache, Packed
+from vall_e.model.growth import CompiledSteps, Growth, StaticGrowth
 from vall_e.model.sequence import Batch, Request, Sample, lay_out
 from vall_e.model.spec import LENGTH_DIGITS, ModelSpec
 from vall_e.model.trunk import Trunk
@@ -79,6 +80,7 @@ class VallE(nn.Module):
         else:
             self.classifier = nn.Linear(dim, max(spec.classes), bias=spec.classifiers_bias)
         self.apply(self._initialise)
+        self.steps: CompiledSteps | None = None
 
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -122,16 +124,29 @@ class VallE(nn.Module):
         attend = Packed(batch.lengths, batch.causal)
         return self.model(self.embed(batch), batch.positions, attend, kept=kept)
 
-    def begin(self, batch: Batch, capacity: int) -> Growth:
-        """Read what autoregressive requests begin with, so that `capacity` positions more can follow."""
+    def compile_steps(self) -> None:
+        """Compile autoregressive steps from now on: once for each number of rows and size of cache that comes.
+
+        Raises:
+            ValueError: there is no compiler.
+        """
+        self.steps = CompiledSteps(self.model)
+
+    def begin(self, batch: Batch, capacity: int, *, branching: bool = False) -> Growth | StaticGrowth:
+        """Read what autoregressive requests begin with, so that `capacity` positions more can follow.
+
+        Args:
+            branching: whether rows will be repeated, which compiled steps cannot do.
+        """
         index, valid = batch.ends_aligned()
         rows, width = index.shape
-        spec = self.spec
-        cache = KVCache(spec.layers, rows, spec.heads, width + capacity, spec.dim // spec.heads, self.sep)
+        spec, compiled = self.spec, self.steps is not None and not branching
+        held = width if compiled else width + capacity
+        cache = KVCache(spec.layers, rows, spec.heads, held, spec.dim // spec.heads, self.sep)
         # Padding takes the embedding of some position, and is seen by none.
-        growth = Growth(self, cache, None if valid.all() else valid)
+        growth = Growth(self.model, cache, None if valid.all() else valid)
         growth.read(self.embed(batch)[index], batch.positions[index])
-        return growth
+        return StaticGrowth(self.steps, growth, capacity) if compiled else growth
 
     def batch_logits(self, batch: Batch, every_head: bool = False) -> list[Tensor]:
         """The logits [m, classes] of the predictions, in their order, for each head that the batch uses, or for all."""
@@ -192,34 +207,6 @@ class VallE(nn.Module):
         from vall_e.model.generate import generate
 
         return generate(self, samples, modality, **options)
-
-
-class Growth:
-    """Rows of positions that are read a few at a time, each seeing those before it.
-
-    Attributes:
-        state: [B, D], the last state of each row, which predicts what comes next.
-    """
-
-    state: Tensor
-
-    def __init__(self, model: VallE, cache: KVCache, valid: Tensor | None) -> None:
-        self._model, self._cache, self._valid = model, cache, valid
-
-    def read(self, x: Tensor, positions: Tensor) -> None:
-        """Read embeddings [B, T, D] at positions [B, T]; `valid` says already which of the first are padding."""
-        past, count = self._cache.length, x.shape[1]
-        if past and self._valid is not None:
-            self._valid = torch.cat([self._valid, self._valid.new_ones(len(x), count)], 1)
-        self.state = self._model.model(x, positions, Growing(self._cache, self._valid, count))[:, -1]
-        self._cache.length += count
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop every row but these, which may be repeated."""
-        self._cache.keep(rows)
-        self.state = self.state[rows]
-        if self._valid is not None:
-            self._valid = self._valid[rows]
 
 
 def request_of(sample: Sample, task: str, level: int) -> Request:

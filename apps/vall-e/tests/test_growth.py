@@ -88,7 +88,8 @@ def test_the_weights_layout_changes_no_value():
     plain, laid_out = model(), model()
     growth.lay_out_weights(laid_out)
     up = laid_out.model.layers[0].mlp.up_proj.weight
-    assert up.t().is_contiguous() and laid_out.model.layers[0].mlp.down_proj.weight.is_contiguous()
+    assert up.t().is_contiguous()
+    assert laid_out.model.layers[0].mlp.down_proj.weight.is_contiguous()
     for name, tensor in laid_out.state_dict().items():
         assert torch.equal(tensor, plain.state_dict()[name])
     assert_alike(plain, laid_out, samples(), temperature=0)

@@ -15,11 +15,12 @@ import torch
 from vall_e import audio, espeak
 from vall_e.codecs.codec import Codec
 from vall_e.codecs.load import load_published, published
-from vall_e.model.generate import autoregress, refine, sampling_of
+from vall_e.model.generate import autoregress, refine, sampling_of, transcribe
 from vall_e.model.growth import lay_out_weights
 from vall_e.model.sampling import Sampling
 from vall_e.model.sequence import Sample
 from vall_e.model.spec import LANGUAGES
+from vall_e.prompting import SPOKEN, prompt_of
 from vall_e.text import Split, pieces
 from vall_e.weights import Voice, WeightsError
 
@@ -38,7 +39,7 @@ class Request:
     Attributes:
         text: one sentence or many.
         reference: a recording to sound like; its first seconds are taken, as many as the model was trained with.
-            None leaves the voice open.
+            None leaves the voice open. Other tasks than `tts` work on the whole of it.
         language: of the text.
         split: what is spoken at a time.
         rolling: sentences after the first are also prompted with the end of the one before, so that a voice and
@@ -46,6 +47,9 @@ class Request:
         modality: `ar+nar`, `nar-len` or `delay`; None for what the model is made for.
         seed: the same one gives the same speech.
         options: of `generate`; by default those that the weights were evaluated with.
+        task: what is done with text and recording, see `vall_e.prompting.SPOKEN`; all but `tts` take the text whole.
+        mixture: the recording that `tse` takes the voice out of.
+        edit: the seconds of the recording that `cse` and `nse` speak anew: from, to.
     """
 
     text: str
@@ -56,6 +60,9 @@ class Request:
     modality: str | None = None
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+    task: str = "tts"
+    mixture: Path | None = None
+    edit: tuple[float, float] | None = None
 
 
 class Speaker:
@@ -131,14 +138,31 @@ class Speaker:
                 self._last = upper(self._checked(results[0], limit))
             yield joint.more(self._last, last=True)
 
+    def transcribe(self, recording: Path, language: str = "en") -> str:
+        """The phonemes that a recording says, as far as a model trained for `stt` can tell.
+
+        Raises:
+            AudioError, ValueError: the recording cannot be used, or the model was not trained for it.
+        """
+        self._trained_for("stt")
+        ids = self.voice.tokenizer.vocabulary
+        sample = Sample([], None, self._codes_of(recording), language)
+        most = math.ceil(_LIMIT * len(sample.response) / self._frames_per_phone) + 8
+        (found,) = transcribe(self.voice.model, [sample], most, start=ids["<s>"], end=ids["</s>"])
+        return self.voice.tokenizer.decode(found)
+
     def _sentences(self, request: Request) -> Iterator[tuple[Sample, int, int]]:
         """(what to generate, frames at most, seed) of each sentence; set `_last` to the codes before going on."""
         if request.language not in LANGUAGES:
             raise ValueError(f"language: expected one of {', '.join(LANGUAGES)}, found {request.language!r}")
-        sentences = pieces(request.text, request.split)
+        if request.task not in SPOKEN:
+            raise ValueError(f"task: expected one of {', '.join(SPOKEN)}, found {request.task!r}")
+        self._trained_for(request.task)
+        plain = request.task == "tts"
+        sentences = pieces(request.text, request.split if plain else "none")
         if not sentences:
             raise ValueError(f"there is nothing to say in {request.text!r}")
-        reference = self._prompt(request.reference)
+        reference, frames = self._beginning(request)
         self._last = np.zeros((0, self.codec.levels), np.int64)
         for i, sentence in enumerate(sentences):
             phonemes = espeak.phonemize(sentence, request.language)
@@ -146,31 +170,61 @@ class Speaker:
                 raise ValueError(f"there is nothing to say in {sentence!r}")
             ids = np.array(self.voice.tokenizer.encode(phonemes))
             prompt = reference
-            if request.rolling and len(self._last):
+            if plain and request.rolling and len(self._last):
                 half = self._prompt_frames // 2
                 before = reference[: self._prompt_frames - half] if reference is not None else self._last[:0]
                 prompt = np.concatenate([before, self._last[-half:]])
-            usual = len(ids) * self.voice.settings.get("frames_per_phone", self.codec.frame_rate / 12)
-            yield Sample(ids, prompt, None, request.language), math.ceil(_LIMIT * usual) + 8, request.seed + i
+            usual = math.ceil(_LIMIT * len(ids) * self._frames_per_phone) + 8
+            yield Sample(ids, prompt, None, request.language), usual + frames, request.seed + i
+
+    def _beginning(self, request: Request) -> tuple[Any, int]:
+        """(the prompt, the frames of the recording that the task says again)."""
+        voice = request.reference
+        if request.task in ("tts", "tse"):
+            prompt = None if voice is None else self._voice_of(voice)
+            if request.task == "tts":
+                return prompt, 0
+            heard = None if request.mixture is None else self._codes_of(request.mixture)
+            return prompt_of(request.task, heard, prompt), 0 if heard is None else len(heard)
+        heard = None if voice is None else self._codes_of(voice)
+        edit = request.edit and tuple(round(t * self.codec.frame_rate) for t in request.edit)
+        frames = 0 if heard is None or request.task == "tts-c" else len(heard)
+        return prompt_of(request.task, heard, edit=edit), frames
+
+    def _trained_for(self, task: str) -> None:
+        tasks = self.voice.settings.get("tasks")  # existing weights do not tell
+        if tasks is not None and task not in tasks:
+            raise ValueError(f"task {task}: these weights were trained for {', '.join(tasks)} (dataset.tasks_list)")
+
+    @property
+    def _frames_per_phone(self) -> float:
+        return self.voice.settings.get("frames_per_phone", self.codec.frame_rate / 12)
 
     @property
     def _prompt_frames(self) -> int:
         return round(self.voice.settings.get("prompt_seconds", 3.0) * self.codec.frame_rate)
 
-    def _prompt(self, reference: Path | None) -> np.ndarray | None:
-        if reference is None:
-            return None
-        samples = _without_silence(audio.read_audio(reference, self.sample_rate))
-        seconds = len(samples) / self.sample_rate
+    def _voice_of(self, reference: Path) -> np.ndarray:
+        """The codes of a recording's first seconds, as many as a prompt of the training had."""
+        samples = _without_silence(self._read(reference))
+        enough = samples[: round((self._prompt_frames + 2) / self.codec.frame_rate * self.sample_rate)]
+        return self.codec.encode(enough)[: self._prompt_frames]
+
+    def _codes_of(self, recording: Path) -> np.ndarray:
+        """The codes of a whole recording."""
+        return self.codec.encode(self._read(recording))
+
+    def _read(self, recording: Path) -> np.ndarray:
+        samples = audio.read_audio(recording, self.sample_rate)
+        seconds = len(_without_silence(samples)) / self.sample_rate
         if seconds < _SHORTEST:
             raise ValueError(
-                f"{reference}: {seconds:.2f} s of sound are too short to tell a voice; at least {_SHORTEST} s are "
+                f"{recording}: {seconds:.2f} s of sound are too short to tell a voice; at least {_SHORTEST} s are "
                 f"needed, {self.voice.settings.get('prompt_seconds', 3.0):g} s are best"
             )
         if float((np.abs(samples) > 0.999).mean()) > 0.001:
-            warnings.warn(f"{reference}: the recording is clipped; the voice may sound harsh", stacklevel=3)
-        enough = samples[: round((self._prompt_frames + 2) / self.codec.frame_rate * self.sample_rate)]
-        return self.codec.encode(enough)[: self._prompt_frames]
+            warnings.warn(f"{recording}: the recording is clipped; the voice may sound harsh", stacklevel=4)
+        return samples
 
     def _codes(self, sample: Sample, limit: int, request: Request, seed: int) -> np.ndarray:
         options = {**self.voice.settings.get("sampling", {}), **request.options}

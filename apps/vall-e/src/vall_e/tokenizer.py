@@ -39,6 +39,7 @@ class Tokenizer(Protocol):
     json: str | None
 
     def encode(self, phonemes: str, *, unknown: Unknown = "error") -> list[int]: ...
+    def decode(self, ids: Iterable[int]) -> str: ...
     def extended(self, phonemes: Iterable[str]) -> Tokenizer: ...
 
 
@@ -105,6 +106,12 @@ class NaiveTokenizer:
             position += len(symbol)
         ids.append(self.vocabulary[_END])
         return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The string of phonemes with these ids; what begins and ends a text is left out."""
+        symbols = {number: symbol for symbol, number in self.vocabulary.items() if symbol not in (_START, _END)}
+        phonemes = "".join(symbols.get(int(i), "") for i in ids)
+        return phonemes.replace(2 * _SPACE, _SPACE)
 
     def extended(self, phonemes: Iterable[str]) -> NaiveTokenizer:
         """This tokenizer with every symbol of these strings that it does not know yet, at new ids."""

@@ -89,6 +89,11 @@ class JsonTokenizer:
         # Not every file's post-processor adds them.
         return [*([start] if ids[:1] != [start] else []), *ids, *([end] if ids[-1:] != [end] else [])]
 
+    def decode(self, ids: Iterable[int]) -> str:
+        """The string of phonemes with these ids; what begins and ends a text is left out."""
+        around = (self.vocabulary[_START], self.vocabulary[_END])
+        return self._tokenizer.decode([int(i) for i in ids if i not in around], skip_special_tokens=True)
+
     def _strange(self, phonemes: str, ids: list[int], spans: list[tuple[int, int]]) -> Iterable[tuple[int, str]]:
         """The symbols without an id of their own: where each stands, and it."""
         if self._unknown is not None:

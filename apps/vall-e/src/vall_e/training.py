@@ -308,6 +308,7 @@ class Training:
                 "prompt_seconds": self.cfg.dataset.prompt_duration_range[1],
                 "frames_per_phone": sum(e.frames for e in entries) / sum(e.phones for e in entries),
                 "sampling": self.cfg.evaluation.kwargs,
+                "tasks": sorted(set(self.cfg.dataset.tasks_list) or {"tts"}),
             },
             stats={
                 "global_step": self.trainer.step,

@@ -32,7 +32,7 @@ class Voice:
         model: in evaluation mode.
         tokenizer: with the vocabulary it was trained on.
         codec: that its codes belong to; None when the file holds none.
-        settings: how it was trained to be used: `prompt_seconds`, `frames_per_phone`, `sampling`.
+        settings: how it was trained to be used: `prompt_seconds`, `frames_per_phone`, `sampling`, `tasks`.
         stats: `global_step` and the like.
     """
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vall_e.cli.speaker import load_speaker, speaker_arguments
+from vall_e.prompting import SPOKEN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,6 +70,19 @@ def _parser() -> argparse.ArgumentParser:
         "--out-path", type=Path, default=Path("out.wav"), help="the WAV to write; - is stdout (%(default)s)"
     )
     parser.add_argument("--language", default="en", help="of the text: en, de, fr, ja, zh, ko (%(default)s)")
+    parser.add_argument(
+        "--task",
+        choices=(*SPOKEN, "stt"),
+        default="tts",
+        metavar="TASK",
+        help="what to do, if the model was trained for it (%(default)s): "
+        + "; ".join(f"{name}: {what}" for name, what in SPOKEN.items())
+        + "; stt: print the phonemes that the recording, the only argument, says",
+    )
+    parser.add_argument("--mixture", type=Path, help="with --task tse: the recording with several voices")
+    parser.add_argument(
+        "--edit", type=_stretch, metavar="START:END", help="with --task cse or nse: the seconds that are spoken anew"
+    )
     parser.add_argument("--modality", choices=("ar+nar", "nar-len", "delay"), help="(what the model is made for)")
     parser.add_argument(
         "--split", choices=("sentence", "line", "none"), default="sentence", help="spoken at a time (%(default)s)"
@@ -83,10 +97,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _stretch(text: str) -> tuple[float, float]:
+    """Two numbers with a colon between them."""
+    start, _, end = text.partition(":")
+    try:
+        return float(start), float(end)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected START:END in seconds, as 1.2:2.5, found {text!r}") from None
+
+
 def _speak(args: argparse.Namespace) -> int:
-    if args.file is not None and args.text is not None and args.reference is None:
+    if (args.file is not None or args.task == "stt") and args.text is not None and args.reference is None:
         args.reference, args.text = Path(args.text), None  # the only positional is the recording
     text = args.file.read_text(encoding="utf-8") if args.file is not None else args.text
+    if args.task == "stt":
+        if args.reference is None:
+            raise ValueError("there is no recording to transcribe: give it as the only argument")
+        print(load_speaker(args).transcribe(args.reference, args.language))
+        return 0
     if text is None:
         raise ValueError("there is no text to speak: give it as the first argument, or --file")
     from vall_e import audio
@@ -104,6 +132,9 @@ def _speak(args: argparse.Namespace) -> int:
         args.modality,
         args.seed,
         options,
+        args.task,
+        args.mixture,
+        args.edit,
     )
     rate = speaker.sample_rate
     if args.stream:

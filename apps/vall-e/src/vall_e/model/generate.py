@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from vall_e.model.model import VallE
 from vall_e.model.sampling import Sampling, guided
-from vall_e.model.sequence import Request, Sample, lay_out
+from vall_e.model.sequence import Request, Sample, head_of, lay_out
 from vall_e.model.spec import LENGTH_DIGITS
 
 _MODALITIES = ("ar", "ar+nar", "nar-len", "delay")
@@ -138,6 +138,37 @@ def lengths(model: VallE, samples: Sequence[Sample], most: int = 99_999) -> list
             digits.append(token)
         number = int("".join(map(str, digits)) or 0) - model.spec.length_offset
         found.append(max(1, number))
+    return found
+
+
+@torch.inference_mode()
+def transcribe(
+    model: VallE, samples: Sequence[Sample], most: int = 500, *, start: int = 1, end: int = 2
+) -> list[np.ndarray]:
+    """The phonemes that the `stt` task hears in each sample's response, the most likely one after the other.
+
+    Args:
+        most: phonemes of each at most.
+        start, end: ids of the tokens around a text.
+
+    Returns:
+        Phoneme ids [N] without those two, a sample each.
+    """
+    spec, found = model.spec, []
+    for sample in samples:
+        request = Request(replace(sample, phones=[]), "stt", stop=False)
+        batch = lay_out([request], spec).to(model.device)
+        growth = model.begin(batch, most + 2)
+        position = torch.full((1, 1), batch.lengths[0] if spec.unified_position_ids else 0, device=model.device)
+        ids: list[int] = []
+        while len(ids) < most + 2:
+            token = model.project(growth.state, head_of(request, spec)).argmax(-1)
+            if int(token) == end:
+                break
+            ids.append(int(token))
+            growth.read(model.text_emb(token)[:, None], position)
+            position = position + 1
+        found.append(np.array(ids[1:] if ids[:1] == [start] else ids, np.int64))
     return found
 
 

@@ -33,7 +33,10 @@ import torch
 from benchmark_report import Report, Rows, argument_parser
 from torch import Tensor, nn
 from vall_e import Sample
+from vall_e.model.generate import refine
+from vall_e.model.growth import lay_out_weights
 from vall_e.model.model import VallE
+from vall_e.model.sampling import Sampling
 from vall_e.model.sequence import Request, lay_out
 from vall_e.model.spec import ModelSpec
 
@@ -81,8 +84,10 @@ class Peer(nn.Module):
         return self.llama(input_ids=ids, labels=ids).loss
 
     @torch.inference_mode()
-    def generate(self, prompt: Tensor, frames: int) -> None:
-        self.llama.generate(prompt, max_new_tokens=frames, min_new_tokens=frames, do_sample=False, pad_token_id=0)
+    def generate(self, prompt: Tensor, frames: int, cache: bool = True) -> None:
+        self.llama.generate(
+            prompt, max_new_tokens=frames, min_new_tokens=frames, do_sample=False, pad_token_id=0, use_cache=cache
+        )
 
 
 def samples(count: int, spec: ModelSpec, frames: int, seed: int = 0) -> list[Sample]:
@@ -103,20 +108,96 @@ def never_stopping(model: VallE) -> None:
         model.classifiers.proj[0].bias[model.spec.stop] = -1e4
 
 
-def training_step(model: VallE, batch: list[Sample]) -> tuple[Any, int]:
-    """(a step over one batch with its levels spread as in training, tokens it trains)."""
+def laid_out(model: VallE, batch: list[Sample]) -> Any:
+    """One batch with its levels spread as in training."""
     levels = [0, 0, 1, 2, 3, 4, 5, 6][: len(batch)]
     requests = [Request(s, "nar" if k else "ar", k) for s, k in zip(batch, levels, strict=True)]
-    laid_out = lay_out(requests, model.spec).to(model.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    return lay_out(requests, model.spec).to(model.device)
+
+
+def step_of(module: nn.Module, loss, device: str, half: bool):
+    """A training step of AdamW."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
-            model(laid_out).nll.mean().backward()
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            loss().backward()
         optimizer.step()
 
-    return step, laid_out.rows.numel()
+    step()  # warm
+    return step
+
+
+def in_turn(first, second, repeats: int, sync) -> tuple[float, float]:
+    """Median seconds of two runs, taken in turn."""
+    pairs = [(timed(first, 1, sync), timed(second, 1, sync)) for _ in range(repeats)]
+    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
+
+
+Found = dict[str, tuple[float | None, float | None]]
+"""Ours and the llama's, by what was measured."""
+
+
+def train(model: VallE, peer: Peer, batch: list[Sample], ids: Tensor, repeats: int, sync) -> Found:
+    device, spec = model.device.type, model.spec
+    ready = laid_out(model, batch)
+    found: Found = {}
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for half in (True,) if device == "cuda" else (False, True):
+        ours = step_of(model, lambda: model(ready).nll.mean(), device, half)
+        theirs = step_of(peer, lambda: peer.loss(ids), device, half)
+        seconds = in_turn(ours, theirs, repeats, sync)
+        found["train step bf16, s" if half else "train step, s"] = seconds
+    if device == "cuda":
+        trunk = sum(p.numel() for p in model.model.parameters())
+        attention = 12 * spec.layers * spec.dim * (PHONES + PROMPT + FRAMES)  # forward and backward, not causal
+        rate = ready.rows.numel() / seconds[0]
+        found["train, tokens/s"] = (rate, ids.numel() / seconds[1])
+        found["train, TFLOP/s"] = ((6 * trunk + attention) * rate / 1e12, None)
+        found["MFU of 989 TFLOP/s"] = ((6 * trunk + attention) * rate / 989e12, None)
+        found["peak memory, GiB"] = (torch.cuda.max_memory_allocated() / 2**30, None)
+    return found
+
+
+def speak(model: VallE, peer: Peer, batch: list[Sample], ids: Tensor, repeats: int, sync, lengths) -> Found:
+    device, found = model.device.type, {}
+    lay_out_weights(model)
+    one, prompt = [batch[0].with_response(None)], ids[:1, : PHONES + PROMPT]
+
+    def ar(frames: int = 225, asked: list[Sample] = one) -> None:
+        model.generate(asked, "ar", temperature=0, max_frames=frames)
+
+    for frames in lengths:
+        ours, theirs = in_turn(lambda f=frames: ar(f), lambda f=frames: peer.generate(prompt, f), repeats, sync)
+        found[f"AR {frames}, tokens/s"] = (frames / ours, frames / theirs)
+    # As the system replaced decodes: every step reads all positions again.
+    found["AR 225 without a cache, tokens/s"] = (None, 225 / timed(lambda: peer.generate(prompt, 225, False), 1, sync))
+    eight = [s.with_response(None) for s in batch]
+    found["AR 225 x 8, tokens/s"] = (8 * 225 / timed(lambda: ar(asked=eight), 1, sync), None)
+    model.compile_steps()
+    start = time.perf_counter()
+    ar()
+    found["AR compiled: the first run, s"] = (time.perf_counter() - start, None)
+    found["AR 225 compiled, tokens/s"] = (225 / timed(ar, repeats, sync), None)
+    model.steps = None
+
+    generator, spoken = torch.Generator(device), [batch[0]]
+
+    def nar() -> None:
+        with torch.inference_mode():
+            refine(model, spoken, [batch[0].response[:, :1]], Sampling(0), generator)
+
+    found["NAR 7 levels, s"] = (timed(nar, repeats, sync), None)
+    found["NAR-len 25 steps, s"] = (
+        timed(lambda: model.generate(spoken, "nar-len", temperature=0, frames=[FRAMES]), 1, sync),
+        None,
+    )
+    if device == "cpu":
+        model.to(torch.bfloat16)
+        found["NAR 7 levels at bf16, s"] = (timed(nar, repeats, sync), None)
+    return found
 
 
 def measure(name: str, device: str, quick: bool) -> Rows:
@@ -124,67 +205,14 @@ def measure(name: str, device: str, quick: bool) -> Rows:
     dim, heads, layers = SIZES[name]
     torch.manual_seed(0)
     spec = ModelSpec(dim=dim, heads=heads, layers=layers)
-    model = VallE(spec).to(device)
+    model, peer = VallE(spec).to(device), Peer(spec, 2048).to(device)
     never_stopping(model)
     batch = samples(8, spec, FRAMES)
+    ids = torch.randint(2048, (8, PHONES + PROMPT + FRAMES + 10), device=device)
     sync = torch.cuda.synchronize if device == "cuda" else lambda: None
     repeats = 3 if quick else 5
-    found: dict[str, tuple[float, float | None]] = {}
-
-    step, tokens = training_step(model, batch)
-    peer = Peer(spec, 2048).to(device)
-    ids = torch.randint(2048, (8, PHONES + PROMPT + FRAMES + 10), device=device)
-    optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-4, fused=True)
-
-    def peer_step() -> None:
-        optimizer.zero_grad()
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            peer.loss(ids).backward()
-        optimizer.step()
-
-    for run in (step, peer_step):
-        run()  # warm
-    ours, theirs = [], []
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    for _ in range(repeats):
-        ours.append(timed(step, 1, sync))
-        theirs.append(timed(peer_step, 1, sync))
-    found["train step, s"] = (statistics.median(ours), statistics.median(theirs))
-    if device == "cuda":
-        trunk = sum(p.numel() for p in model.model.parameters())
-        attention = 12 * layers * dim * (PHONES + PROMPT + FRAMES)  # forward and backward, a token, not causal
-        rate = tokens / statistics.median(ours)
-        found["train, tokens/s"] = (rate, ids.numel() / statistics.median(theirs))
-        found["train, TFLOP/s"] = ((6 * trunk + attention) * rate / 1e12, None)
-        found["MFU of 989 TFLOP/s"] = ((6 * trunk + attention) * rate / 989e12, None)
-        found["peak memory, GiB"] = (torch.cuda.max_memory_allocated() / 2**30, None)
-
-    model.eval()
-    prompt = ids[:1, : PHONES + PROMPT]
-    for frames in (75, 225) if quick else (75, 225, 750):
-        one = [batch[0].with_response(None)]
-        ar = timed(lambda f=frames, s=one: model.generate(s, "ar", temperature=0, max_frames=f), repeats, sync)
-        llama = timed(lambda f=frames: peer.generate(prompt, f), repeats, sync)
-        found[f"AR {frames}, tokens/s"] = (frames / ar, frames / llama)
-    eight = [s.with_response(None) for s in batch]
-    ar = timed(lambda: model.generate(eight, "ar", temperature=0, max_frames=225), 1, sync)
-    found["AR 225 x 8, tokens/s"] = (8 * 225 / ar, None)
-    from vall_e.model.generate import refine
-    from vall_e.model.sampling import Sampling
-
-    generator = torch.Generator(device)
-    one, codes = [batch[0]], [batch[0].response[:, :1]]
-
-    def nar() -> None:
-        with torch.inference_mode():
-            refine(model, one, codes, Sampling(0), generator)
-
-    found["NAR 7 levels, s"] = (timed(nar, repeats, sync), None)
-    found["NAR-len 25 steps, s"] = (
-        timed(lambda: model.generate(one, "nar-len", temperature=0, frames=[FRAMES]), 1, sync),
-        None,
-    )
+    found = train(model, peer, batch, ids, repeats, sync)
+    found |= speak(model.eval(), peer.eval(), batch, ids, repeats, sync, (75, 225) if quick else (75, 225, 750))
     replaced = REPLACED.get(name, {})
     return {what: {"ours": ours, "llama": peer, "replaced": replaced.get(what)} for what, (ours, peer) in found.items()}
 

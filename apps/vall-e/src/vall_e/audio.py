@@ -1,12 +1,11 @@
-"""Audio files in and out: PyAV reads and resamples, the standard library writes WAV."""
+"""Audio files in and out: PyAV reads and resamples; WAV is written here."""
 
 from __future__ import annotations
 
 import os
-import wave
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +37,7 @@ def read_audio(path: str | Path, sample_rate: int) -> np.ndarray:
                 raise AudioError(f"{path}: holds no audio stream")
             samples = _resampled(container.decode(audio=0), sample_rate)
     except av.FFmpegError as e:
-        raise AudioError(f"{path}: not readable as audio: {e}") from e
+        raise AudioError(f"{path}: not readable as audio: {e.strerror or e}") from e
     if samples.size == 0:
         raise AudioError(f"{path}: holds an audio stream of zero length")
     return samples
@@ -70,17 +69,22 @@ def _resampled(frames, sample_rate: int) -> np.ndarray:
 
 
 def write_wav(path: str | Path, samples: np.ndarray, sample_rate: int) -> None:
-    """Write mono float samples [T] in -1 to 1 (clipped) as a 16-bit WAV; the name appears when it is complete."""
+    """Write mono float samples [T] in -1 to 1 (clipped) as a 16-bit WAV; the name appears when it is complete.
+
+    A link is followed, and a device or a named pipe is written to as it is.
+    """
     path = Path(path)
+    data = to_int16(samples).tobytes()
+    whole = _header(len(data), sample_rate) + data
+    if path.exists() and not path.is_file():
+        with path.open("wb") as f:
+            f.write(whole)
+        return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    data = to_int16(samples).tobytes()
     try:
-        with wave.open(str(temporary), "wb") as f:
-            f.setnchannels(1)
-            f.setsampwidth(2)
-            f.setframerate(sample_rate)
-            f.writeframes(data)
+        temporary.write_bytes(whole)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -89,27 +93,36 @@ def write_wav(path: str | Path, samples: np.ndarray, sample_rate: int) -> None:
 def stream_wav(path: str | Path, chunks: Iterable[np.ndarray], sample_rate: int) -> int:
     """Write chunks of mono float samples [t] as they come, into a 16-bit WAV or (`-`) to stdout.
 
-    The header of a stream gives the largest length; a file's is put right at the end.
+    The header of a stream gives the largest length; a file's is put right at the end, also when the chunks end in
+    an error.
 
     Returns:
         The number of samples.
     """
     import sys
 
-    out = sys.stdout.buffer if str(path) == "-" else Path(path).open("wb")  # noqa: SIM115 - stdout is not closed
+    if str(path) == "-":
+        return _stream(sys.stdout.buffer, chunks, sample_rate)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as out:
+        return _stream(out, chunks, sample_rate)
+
+
+def _stream(out: BinaryIO, chunks: Iterable[np.ndarray], sample_rate: int) -> int:
+    start = out.tell() if out.seekable() else None
     total = 0
+    out.write(_header(0x7FFFF000, sample_rate))
     try:
-        out.write(_header(0x7FFFF000, sample_rate))
         for chunk in chunks:
             out.write(to_int16(chunk).tobytes())
             out.flush()
             total += len(chunk)
-        if out.seekable():
-            out.seek(0)
-            out.write(_header(2 * total, sample_rate))
     finally:
-        if str(path) != "-":
-            out.close()
+        if start is not None:
+            out.seek(start)
+            out.write(_header(2 * total, sample_rate))
+            out.seek(0, os.SEEK_END)
     return total
 
 

@@ -113,6 +113,59 @@ def test_another_model_is_a_mismatch_and_not_a_fallback(make_trainer, make_engin
         make_trainer(engines=trainloop.Engines([make_engine(), make_engine("new")])).run()
 
 
+def test_tensors_of_another_shape_are_counted_and_one_is_named(make_trainer, noisy):
+    make_trainer(until=2).run()
+    wide = noisy(9)
+    engine = trainloop.LocalEngine("net", wide, torch.optim.SGD(wide.parameters(), 0.1))
+    with pytest.raises(trainloop.CheckpointMismatch) as e:
+        make_trainer(engines=trainloop.Engines([engine])).run()
+    assert e.value.why.endswith(
+        "3 tensors are of another shape (net.0.weight is [8, 4] in the checkpoint and [9, 4] here)"
+    )
+
+
+def test_the_state_of_another_optimizer_is_a_mismatch(make_trainer, make_engine):
+    make_trainer(until=2).run()
+    engine = make_engine(scheduler=None)
+    engine.optimizer = torch.optim.SGD(engine.module.parameters(), 0.1, momentum=0.9)
+    with pytest.raises(trainloop.CheckpointMismatch, match="another optimizer than SGD: without dampening, momentum"):
+        make_trainer(engines=trainloop.Engines([engine])).run()
+
+
+def test_checkpoints_none_of_which_can_be_used_end_the_run_and_stay(make_trainer, tmp_path):
+    make_trainer(until=4, save_every=2).run()
+    folder = tmp_path / "ckpt"
+    for step in (2, 4):
+        (folder / str(step) / "net.optim.pth").unlink()
+    with pytest.raises(CheckpointError, match=r"can be used(.|\n)*net\.optim\.pth is missing(.|\n)*Delete that folder"):
+        make_trainer(until=4).run()
+    assert CheckpointStore(folder).steps() == [2, 4]
+
+
+def test_one_engine_starts_from_one_of_another_name(make_trainer, make_engine, tmp_path):
+    make_trainer(until=3).run()
+    resume = trainloop.Resume(init_from=tmp_path / "ckpt")
+    trainer = make_trainer(
+        until=5, engines=trainloop.Engines([make_engine("new")]), checkpoints=None, log_dir=None, resume=resume
+    )
+    trainer.run()
+    whole = make_trainer(until=5, checkpoints=None, log_dir=None)
+    whole.run()
+    for a, b in zip(trainer.engines.only.module.parameters(), whole.engines.only.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_best_are_those_that_were_measured_where_they_were_saved(make_trainer, tmp_path):
+    losses = {0: 9.0, 4: 1.0, 8: 3.0, 10: 2.0}
+    store = CheckpointStore(tmp_path / "best", keep_last=1, keep_best=Best("loss"))
+    arguments = {"evaluate": lambda t: {"loss": losses[t.step]}, "eval_every": 4, "eval_first": True}
+    make_trainer(until=10, checkpoints=store, save_every=2, eval_last=True, **arguments).run()
+    assert store.scores() == {4: 1.0, 10: 2.0}
+    assert store.steps() == [4, 10]
+    del losses[10]  # found finished, it is not measured again
+    make_trainer(until=10, checkpoints=store, save_every=2, eval_last=True, **arguments).run()
+
+
 @pytest.mark.parametrize("module_only", [True, False])
 def test_starting_from_another_run(make_trainer, tmp_path, module_only):
     first = make_trainer(until=5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -28,7 +29,7 @@ def torch_load(path: Path) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """Which checkpoints are the best ones: by `metric` of the evaluation last before the save."""
+    """Which checkpoints are the best ones: by `metric`, where it was evaluated at the step of the save."""
 
     metric: str
     count: int = 1
@@ -209,7 +210,8 @@ class CheckpointStore:
         if self.keep_last is None:
             return
         steps = self.steps()
-        keep = set(steps[-self.keep_last :]) | set(self._best(steps))
+        best = list(self.scores())[: self.keep_best.count] if self.keep_best else []
+        keep = {*steps[-self.keep_last :], *best}
         for step in steps:
             if step not in keep:
                 trash = self.dir / f"{step}.trash-{secrets.token_hex(4)}"
@@ -217,19 +219,20 @@ class CheckpointStore:
                 failpoint("mid_prune")
                 shutil.rmtree(trash, ignore_errors=True)
 
-    def _best(self, steps: list[int]) -> list[int]:
+    def scores(self) -> dict[int, float]:
+        """The metric of `keep_best` by step, the best first: of the checkpoints that have it, as a finite number."""
         best = self.keep_best
         if best is None:
-            return []
+            return {}
         scored = []
-        for step in steps:
+        for step in self.steps():
             try:
                 metrics = json.loads((self.dir / str(step) / NAME).read_text(encoding="utf-8"))["metrics"]
                 scored.append((float(metrics[best.metric]), step))
             except (OSError, ValueError, KeyError, TypeError):
                 continue
         scored.sort(reverse=best.mode == "max")
-        return [step for _, step in scored[: best.count]]
+        return {step: value for value, step in scored if math.isfinite(value)}
 
     def _hint(self, step: int) -> None:
         tmp = self.dir / f"latest.tmp-{secrets.token_hex(4)}"

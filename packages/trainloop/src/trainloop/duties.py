@@ -57,6 +57,7 @@ class Duties:
         self._saver: Saver | None = None
         self._state: RunState | None = None
         self.saved_at: int | None = None
+        self.evaluated_at: int | None = None
         self._last_eval: dict[str, Any] = {}
 
     def open(self, saver: Saver | None, state: RunState) -> None:
@@ -77,7 +78,7 @@ class Duties:
         return worked
 
     def evaluate(self, now: Progressed) -> None:
-        """Evaluate, log the result, and keep it for the next checkpoint's manifest."""
+        """Evaluate, log the result, and keep it for the manifest of this step's checkpoint."""
         trainer = self._trainer
         if self._evaluate is None:
             trainer.say("there is nothing to evaluate: the trainer has no evaluate=")
@@ -91,7 +92,7 @@ class Duties:
             trainer.say("the evaluation was interrupted; it is run again after the resume")
             return
         self._eval.mark(now)
-        self._last_eval = metrics
+        self.evaluated_at, self._last_eval = now.step, metrics
         trainer.log(metrics, "eval")
         if AfterEval in trainer.hooks.active:
             trainer.hooks.emit(AfterEval(trainer, now.step, metrics))
@@ -133,8 +134,10 @@ class Duties:
             if BeforeSave in trainer.hooks.active:
                 trainer.hooks.emit(BeforeSave(trainer, now.step))
             self._saves.mark(now)
+            # What was measured at another step says nothing of this one's weights.
+            metrics = self._last_eval if self.evaluated_at == now.step else {}
             try:
-                saved = self._saver.save(now.step, self._state, {"metrics": self._last_eval}, position)
+                saved = self._saver.save(now.step, self._state, {"metrics": metrics}, position)
                 self.saved_at = now.step
                 self._report(saved)
             except CheckpointError as e:
@@ -161,11 +164,12 @@ class Duties:
             "eval": self._eval.state_dict(),
             "export": self._exports.state_dict(),
             "save": self._saves.state_dict(),
-            "last_eval": self._last_eval,
+            "last_eval": {"step": self.evaluated_at, "metrics": self._last_eval},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._eval.load_state_dict(state["eval"])
         self._exports.load_state_dict(state["export"])
         self._saves.load_state_dict(state["save"])
-        self._last_eval = dict(state["last_eval"])
+        last = state["last_eval"]
+        self.evaluated_at, self._last_eval = last.get("step"), dict(last.get("metrics", {}))

@@ -19,7 +19,16 @@ NAME = "manifest.json"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or is not what it says it is."""
+    """A checkpoint could not be written, or is not what it says it is.
+
+    Args:
+        why: what is wrong; kept as an attribute, for an application with advice of its own.
+        remedy: what to do, in terms of this library.
+    """
+
+    def __init__(self, why: str, remedy: str = "") -> None:
+        super().__init__(f"{why}\n{remedy}" if remedy else why)
+        self.why = why
 
 
 def sha256(path: Path) -> str:

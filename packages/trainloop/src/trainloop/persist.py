@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from trainloop.checkpoint import Checkpoint, CheckpointStore
 from trainloop.comm import Comm
 from trainloop.engine import Engine
@@ -110,22 +112,23 @@ class RunState:
         Raises:
             CheckpointMismatch: it is of other engines, another model or another number of ranks.
         """
-        self._check(found, resume, own)
+        names = self._check(found, resume, own)
         module_only = resume.module_only and not own
         for engine in self._engines:
-            module = store.read_module(found, engine.name)
+            module = store.read_module(found, names[engine.name])
             try:
                 if module_only or not (resume.states or own):
                     engine.load_module_state(module)
                 else:
-                    engine.load_state_dict({"module": module, **store.read(found, f"{engine.name}.optim")})
+                    engine.load_state_dict({"module": module, **store.read(found, f"{names[engine.name]}.optim")})
                     if engine.sharded:
                         engine.read_shards(found.path)
             except (RuntimeError, ValueError, KeyError) as e:
+                why = _differences(module, engine.bare_module) or str(e) or type(e).__name__
                 raise CheckpointMismatch(
-                    f"engine {engine.name!r} cannot load {found.path}: {e}\n"
+                    f"engine {engine.name!r} cannot load {found.path}: {why}",
                     "The checkpoint is of another model or optimizer: train with the configuration it was "
-                    "made with, or into an empty folder (Resume(init_from=…, module_only=True) takes weights)"
+                    "made with, or into an empty folder (Resume(init_from=…, module_only=True) takes weights)",
                 ) from e
         if module_only or (resume.restart_step_count and not own):
             for engine in self._engines:
@@ -146,21 +149,23 @@ class RunState:
         elif getattr(self._loader, "elastic", False):
             self._loader.load_state_dict(store.read(found, "loader")[0])
 
-    def _check(self, found: Checkpoint, resume: Resume, own: bool) -> None:
-        names = {e.name for e in self._engines}
-        missing = names - set(found.manifest["engines"])
-        if missing:
+    def _check(self, found: Checkpoint, resume: Resume, own: bool) -> dict[str, str]:
+        """The name in the checkpoint of each engine: its own, or whatever it is where both have but one."""
+        names, held = [e.name for e in self._engines], found.manifest["engines"]
+        missing = set(names) - set(held)
+        if missing and not len(names) == len(held) == 1:
             raise CheckpointMismatch(
-                f"{found.path} is of the engines {', '.join(found.manifest['engines'])}; "
-                f"this run also has {', '.join(sorted(missing))}"
+                f"{found.path} is of the engines {', '.join(held)}; this run also has {', '.join(sorted(missing))}",
+                "Give the engines the names that they have there",
             )
         world = found.manifest["world_size"]
         if world != self._comm.world_size and resume.strict_world and (own or not resume.module_only):
             raise CheckpointMismatch(
                 f"{found.path} was saved by {world} ranks, this run has {self._comm.world_size}: the data "
-                "position and random state of each rank cannot be restored. Run with as many ranks, or "
-                "accept that with Resume(strict_world=False)"
+                "position and random state of each rank cannot be restored",
+                "Run with as many ranks, or accept that with Resume(strict_world=False)",
             )
+        return dict(zip(names, held, strict=True)) if missing else {name: name for name in names}
 
 
 def find_checkpoint(
@@ -168,7 +173,10 @@ def find_checkpoint(
 ) -> tuple[CheckpointStore, Checkpoint, bool] | None:
     """The checkpoint all ranks start from, where it lies and whether it is the run's own; or None.
 
-    The leader looks and proves it; the others take its word. Rejected folders are said and set aside.
+    The leader looks and proves it; the others take its word. Folders newer than it are said and set aside.
+
+    Raises:
+        CheckpointError: there are checkpoints and none can be used: to start anew would in time remove them.
     """
     if not resume.enabled:
         return None
@@ -176,6 +184,13 @@ def find_checkpoint(
     with comm.together("looking for a checkpoint"):
         if comm.is_leader and store is not None:
             found = store.newest()
+            if found is None and store.rejected:
+                listed = "\n".join(f"  {path}: {why}" for path, why in store.rejected)
+                raise CheckpointError(
+                    f"none of the checkpoints in {store.dir} can be used:\n{listed}",
+                    "Delete that folder to start anew, save to another one (Resume(init_from=…) says what to start "
+                    "from), or put back what is missing",
+                )
             for path, why in store.rejected:
                 say(f"checkpoint {path} is not used: {why}")
             store.set_aside()
@@ -197,6 +212,21 @@ def find_checkpoint(
             raise CheckpointError(f"{folder} holds no complete checkpoint to start from")
     assert found is not None
     return source, found, False
+
+
+def _differences(state: Mapping[str, Any], module: nn.Module) -> str:
+    """How the tensors of a checkpoint differ from a module's by name and shape, an example of each kind; or nothing."""
+    own = module.state_dict()
+    shapes = {n: (list(t.shape), list(own[n].shape)) for n, t in state.items() if n in own and hasattr(t, "shape")}
+    other = [
+        f"{n} is {there} in the checkpoint and {here} here" for n, (there, here) in shapes.items() if there != here
+    ]
+    kinds = (
+        ("of another shape", other),
+        ("missing in it", sorted(own.keys() - state.keys())),
+        ("unknown here", sorted(state.keys() - own.keys())),
+    )
+    return ", ".join(f"{len(found)} tensors are {kind} ({found[0]})" for kind, found in kinds if found)
 
 
 def detached_copy(tree: Any) -> Any:

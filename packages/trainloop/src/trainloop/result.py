@@ -9,7 +9,16 @@ Reason = Literal["finished", "quit", "signal", "time"]
 
 
 class TooManySkips(RuntimeError):
-    """An engine skipped `max_skipped` steps in a row."""
+    """An engine skipped `max_skipped` steps in a row.
+
+    Args:
+        why: which one, where and why; kept as an attribute, for an application with advice of its own.
+        remedy: what to do, in terms of this library.
+    """
+
+    def __init__(self, why: str, remedy: str = "") -> None:
+        super().__init__(f"{why}. {remedy}" if remedy else why)
+        self.why = why
 
 
 @dataclass(frozen=True, slots=True)

@@ -321,7 +321,15 @@ class TorchEngine:
 
     def _load_optimizer_state(self, state: dict[str, Any]) -> None:
         assert self.optimizer is not None
+        options = [set(group) - {"initial_lr"} for group in self.optimizer.param_groups]  # which torch's schedulers add
         self.optimizer.load_state_dict(state)
+        # torch takes the options of the groups as they were saved, so another optimizer would fail at its first step.
+        for own, loaded in zip(options, self.optimizer.param_groups, strict=True):
+            if missing := sorted(own - loaded.keys()):
+                raise ValueError(
+                    f"it holds the state of another optimizer than {type(self.optimizer).__name__}: "
+                    f"without {', '.join(missing)}"
+                )
 
 
 def _multiply(grads: list[torch.Tensor], factor: float) -> None:

@@ -57,6 +57,7 @@ class Trainer:
         evaluate: returns metrics, which are logged. It runs without moving the random state, and modules
             come back in the mode they were in. A long one should poll `stop_requested` and return.
         eval_first: evaluate before the first step too.
+        eval_last: evaluate when the steps or the time are used up too, so that the last checkpoint has its metrics.
         export: writes whatever is to be published.
         state: further objects stored in each checkpoint.
         hooks: typed listeners.
@@ -91,6 +92,7 @@ class Trainer:
         export_every: Every | int | None = None,
         evaluate: Evaluate | None = None,
         eval_first: bool = False,
+        eval_last: bool = False,
         export: Export | None = None,
         state: Mapping[str, Stateful] | None = None,
         hooks: Hooks | None = None,
@@ -124,7 +126,7 @@ class Trainer:
         self.schedule = Schedule()
         self.step = 0
         self.loader, self.feeder = loader, feeder
-        self._eval_first = eval_first
+        self._eval_first, self._eval_last = eval_first, eval_last
         self._duties = Duties(self, evaluate, eval_every, export, export_every, save_every)
         self._state = dict(state or {})
         self._commands, self._control, self._progress_on = commands, control, progress
@@ -306,8 +308,8 @@ class Trainer:
         if self._skips[name] >= self._max_skipped:
             raise TooManySkips(
                 f"{name} skipped {self._skips[name]} steps in a row, the last one, step {self.step}, "
-                f"because {report.skipped}. Lower the learning rate, look at the data of these steps, "
-                "or raise max_skipped"
+                f"because {report.skipped}",
+                "Lower the learning rate, look at the data of these steps, or raise max_skipped",
             )
 
     def _boundary(self) -> Reason | None:
@@ -315,6 +317,8 @@ class Trainer:
         now = self._agreement.settle(self.step)
         self._orders.obey(now.step, self._agreement.commands)
         reason = self._reason(now)
+        if self._eval_last and reason in ("finished", "time") and self._duties.evaluated_at != now.step:
+            self.wanted.add("eval")
         if self._duties.work(now, self.wanted, orderly=reason in (None, "finished")):
             now = self._agreement.settle(self.step)
             reason = self._reason(now)

@@ -129,7 +129,7 @@ def test_a_bare_no_in_a_text_field_is_text_with_a_warning(write):
     with pytest.warns(ConfigWarning) as caught:
         config = Config.from_yaml(name)
     assert (config.trainer.name, config.trainer.langs) == ("on", ["en", "no"])
-    assert sorted(str(w.message).split(": read")[0] for w in caught) == [
+    assert sorted(f"{place}: {path}" for w in caught for place, path, _ in w.message.problems) == [
         "exp.yaml:2:9: trainer.name",
         "exp.yaml:3:15: trainer.langs.1",
     ]
@@ -196,11 +196,15 @@ def test_unknown_keys_can_be_warned_about_or_dropped(write, policy, recwarn):
     config = Config.from_yaml(write("trainer: {iteration: 3, iterations: 4}\nold: 1\n"), unknown=policy)
     assert config.trainer.iterations == 4
     messages = [str(w.message) for w in recwarn]
-    assert len(messages) == (2 if policy == "warn" else 0)
-    if policy == "warn":
-        assert messages[0].startswith(
-            "exp.yaml:1:11: trainer.iteration: unknown key; did you mean trainer.iterations?"
-        )
+    assert messages == (
+        [
+            "what to change:\n"
+            "  exp.yaml:1:11: trainer.iteration: unknown key; did you mean trainer.iterations? (ignored)\n"
+            "  exp.yaml:2:1: old: unknown key (ignored)"
+        ]
+        if policy == "warn"
+        else []
+    )
 
 
 def test_references(write, monkeypatch):
@@ -234,28 +238,108 @@ def test_references_that_cannot_be_filled_in(write, lines, text, message):
     assert message in found[0]
 
 
+def one_or_none(value):
+    """`trainer.name`: two names of old are others, one means what is so anyway, and one cannot be had."""
+    if value == "y":
+        raise ValueError("there is no y any more; take x")
+    return {
+        "first": {"trainer.name": "1"},
+        "often": ({"trainer.name": "many"}, "as many as there are"),
+        "idle": ({}, ""),
+    }.get(value, {"trainer.name": value})
+
+
 class Migrated(Config):
     migrations: ClassVar[Mapping[str, str | Callable[[Any], Mapping[str, Any]]]] = {
         "trainer.batch": "hyperparameters.batch_size",
         "trainer.steps": "trainer.iterations",
         "trainer.kilo": lambda value: {"trainer.iterations": 1000 * value},
         "gone": lambda value: {},
+        "trainer.called": "trainer.name",
+        "trainer.name": one_or_none,
+        "models.*.width": "models.*.size",
+        "models.*.kind": lambda value: {"models.*.size": f"{value}s"},
     }
 
 
-def test_old_keys_are_read_with_a_warning_that_names_the_line(write):
+def test_old_keys_are_read_with_one_warning_that_names_the_lines(write):
     name = write("trainer:\n  kilo: 2\n  batch: 3\ngone: 1\n")
     with pytest.warns(ConfigWarning) as caught:
         config = Migrated.from_yaml(name)
     assert (config.trainer.iterations, config.hyperparameters.batch_size) == (2000, 3)
     assert config.source_of("hyperparameters.batch_size") == "exp.yaml:3:3"
-    assert {str(w.message) for w in caught} == {
-        "exp.yaml:2:3: trainer.kilo: now trainer.iterations; change it there",
-        "exp.yaml:3:3: trainer.batch: now hyperparameters.batch_size; change it there",
-        "exp.yaml:4:1: gone: has no effect any more; remove it",
-    }
+    assert [str(w.message) for w in caught] == [
+        "what to change:\n"
+        "  exp.yaml:3:3: trainer.batch: now hyperparameters.batch_size; change it there\n"
+        "  exp.yaml:2:3: trainer.kilo: now trainer.iterations; change it there\n"
+        "  exp.yaml:4:1: gone: has no effect any more; remove it"
+    ]
     with pytest.warns(ConfigWarning, match=r"override: trainer\.steps: now trainer\.iterations"):
         assert Migrated.from_yaml(write(""), overrides=["trainer.steps=5"]).trainer.iterations == 5
+
+
+def test_the_warning_is_shown_without_a_line_of_source(write, python):
+    write("import basecfg\nclass C(basecfg.BaseConfig):\n    a: str = ''\nC.from_yaml('exp.yaml')\n", "app.py")
+    write("a: on\n")
+    assert python("app.py").stderr.splitlines() == [
+        "exp.yaml:0: ConfigWarning: exp.yaml:1:4: a: read as the text 'on'; quote it, since YAML 1.1 readers take it "
+        "for a boolean"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "remark"),
+    [
+        ("x", "x", None),
+        ("idle", "x", None),
+        ("first", "1", "read as '1'; change it to that"),
+        ("often", "many", "as many as there are"),
+    ],
+)
+@pytest.mark.parametrize("override", [False, True])
+def test_a_value_of_old_is_read_as_what_it_means(write, recwarn, old, new, remark, override):
+    name = write("" if override else f"trainer:\n  name: {old}\n")
+    config = Migrated.from_yaml(name, overrides=[f"trainer.name={old}"] if override else [])
+    assert config.trainer.name == new
+    place = "override" if override else "exp.yaml:2:3"
+    assert [str(w.message) for w in recwarn] == ([f"{place}: trainer.name: {remark}"] if remark else [])
+    assert config.replace(extra={"a": 1}).trainer.name == new
+
+
+def test_a_value_that_is_no_more_is_an_error_beside_the_others(write):
+    name = write("extr: 1\ntrainer: {name: y}\n")
+    with pytest.raises(basecfg.ConfigError) as caught:
+        Migrated.from_yaml(name)
+    assert str(caught.value).splitlines() == [
+        "exp.yaml:2:17: trainer.name: there is no y any more; take x",
+        "exp.yaml:1:1: extr: unknown key; did you mean extra?",
+    ]
+    assert basecfg.migrate_file(Migrated, name) == []
+    with pytest.raises(basecfg.ConfigError, match=r"^override: trainer\.name: there is no y any more; take x$"):
+        Migrated.from_yaml(write(""), overrides=["trainer.name=y"])
+
+
+@pytest.mark.filterwarnings("ignore::basecfg.ConfigWarning")
+def test_a_star_stands_for_every_entry(write):
+    name = write("models:\n" + "".join(f"- width: {i}\n" for i in range(6)) + "- kind: wide\n")
+    config = Migrated.from_yaml(name, overrides=["models.7.width=9"])
+    assert [m.size for m in config.models] == [0, 1, 2, 3, 4, 5, "wides", 9]
+    assert config.source_of("models.4.size") == "exp.yaml:6:3"
+    assert len(basecfg.migrate_file(Migrated, name)) == 7
+    assert [m.size for m in Migrated.from_yaml(name).models] == [0, 1, 2, 3, 4, 5, "wides"]
+
+
+@pytest.mark.filterwarnings("ignore::basecfg.ConfigWarning")
+def test_a_key_moved_twice_keeps_its_line(write):
+    config = Migrated.from_yaml(write("extra: {a: 1}\ntrainer:\n  called: first\n"))
+    assert (config.trainer.name, config.source_of("trainer.name")) == ("1", "exp.yaml:3:3")
+
+
+def test_nothing_below_a_section_or_list_leaves_its_defaults(write):
+    config = Config.from_yaml(write("trainer:\n  langs:\nhyperparameters:\nextra: null\nmodels:\n"))
+    assert config == Config.from_yaml(write(""))
+    with pytest.raises(basecfg.ConfigError, match=r"iterations: expected a valid integer, found None"):
+        Config.from_yaml(write("trainer:\n  iterations:\n"))
 
 
 def test_a_file_is_rewritten_with_its_comments(write):

@@ -63,7 +63,8 @@ def _check(arguments: argparse.Namespace) -> int:
                 failed = True
                 print(error, file=sys.stderr)
         for warning in caught:
-            print(f"{warning.message} (warning)", file=sys.stderr)
+            for problem in getattr(warning.message, "problems", [warning.message]):
+                print(f"{problem} (warning)", file=sys.stderr)
     return int(failed)
 
 

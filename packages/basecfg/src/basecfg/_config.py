@@ -24,8 +24,15 @@ class BaseConfig(Section):
     command line or overrides. Mappings merge, everything else replaces.
     """
 
-    migrations: ClassVar[Mapping[str, str | Callable[[Any], Mapping[str, Any]]]] = {}
-    """Old dotted key to its new one, or to a function from the old value to new keys and values."""
+    migrations: ClassVar[
+        Mapping[str, str | Callable[[Any], Mapping[str, Any] | tuple[Mapping[str, Any], str]]]
+    ] = {}
+    """Old dotted key to its new one, or to a function from the old value to new keys and values.
+
+    A function may return its own key (with the value as it is, if that is still good), add the remark that the
+    warning makes (``""`` for no warning), and raises ``ValueError`` for a value that cannot be had any more. A ``*``
+    stands for each entry of a list or dict, and in a new key for the same one.
+    """
 
     _origin: ClassVar[Any] = None
 

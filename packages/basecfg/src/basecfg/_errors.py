@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -39,4 +40,23 @@ class ConfigError(ValueError):
 
 
 class ConfigWarning(UserWarning):
-    """Something in a configuration works but should be changed; the message names the line."""
+    """Something in a configuration works but should be changed; the message names the lines.
+
+    Attributes:
+        problems: every one of them.
+    """
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        lines = [str(problem) for problem in self.problems]
+        super().__init__(lines[0] if len(lines) == 1 else "\n  ".join(["what to change:", *lines]))
+
+    def __reduce__(self) -> tuple[type[ConfigWarning], tuple[tuple[Problem, ...]]]:
+        return type(self), (self.problems,)
+
+
+def warn(problems: Sequence[Problem]) -> None:
+    """One warning for all of them, if there are any; line 0 of the file, so that no source line is shown."""
+    if problems:
+        place = problems[0].location.partition(":")[0]
+        warnings.warn_explicit(ConfigWarning(problems), ConfigWarning, place, 0)

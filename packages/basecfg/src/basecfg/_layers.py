@@ -57,7 +57,7 @@ class Layer:
             data = assign(data, path, value)
         layer = copy(self)
         layer.data = data
-        layer._moved_from = {**self._moved_from, **dict.fromkeys(new, old)}
+        layer._moved_from = {**self._moved_from, **dict.fromkeys(new, self._before(old))}
         return layer
 
     def _before(self, path: Path) -> Path:

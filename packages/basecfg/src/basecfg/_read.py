@@ -72,8 +72,9 @@ def build(
     problems: Sequence[Problem] = (),
 ) -> Any:
     """Validate layers into a configuration that remembers them."""
+    problems = list(problems)
     if cls.migrations:
-        layers = [migrate_layer(layer, cls.migrations) for layer in layers]
+        layers = [migrate_layer(layer, cls.migrations, problems) for layer in layers]
     config = resolve(cls, layers, unknown=unknown, problems=problems)
     object.__setattr__(config, "_origin", Origin(tuple(layers), yaml_path))
     return config

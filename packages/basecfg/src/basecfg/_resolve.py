@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 import pydantic
 
 from . import _layers
-from ._describe import annotation_at, descend, is_section, type_name
-from ._errors import ConfigError, ConfigWarning, Problem
+from ._describe import annotation_at, descend, is_section, members, type_name
+from ._errors import ConfigError, Problem, warn
 from ._field import MISSING
 from ._layers import FileLayer, Layer, dotted
 from ._section import Section, fields_of, model_of
@@ -60,6 +59,7 @@ def resolve(
         except pydantic.ValidationError as error:
             repair = _Repair(cls, data, layers, unknown)
             rest = repair.digest(error)
+            warn(repair.remarks)
             if repair.data is data:
                 raise ConfigError([*found, *rest]) from None
             found += repair.problems
@@ -123,6 +123,7 @@ class _Repair:
         self.cls = cls
         self.data = data
         self.problems: list[Problem] = []  # of keys that were taken out of the data
+        self.remarks: list[Problem] = []  # on what works, but should be changed
         self._layers = layers
         self._unknown = unknown
 
@@ -135,7 +136,7 @@ class _Repair:
         for path, items in grouped.items():
             if any(item["type"] == "extra_forbidden" for item in items):
                 self._take_out(path)
-            elif not self._use_text(path, items):
+            elif not self._use_text(path, items) and not self._use_default(path):
                 rest.append(self._describe(path, items))
         return rest
 
@@ -164,7 +165,7 @@ class _Repair:
         message = "unknown key" + (f"; did you mean {nearest}?" if nearest else "")
         problem = Problem(locate(self._layers, path), dotted(path), message)
         if policy == "warn":
-            warnings.warn(f"{problem} (ignored)", ConfigWarning, stacklevel=2)
+            self.remarks.append(problem._replace(message=f"{message} (ignored)"))
         else:
             self.problems.append(problem)
 
@@ -184,8 +185,19 @@ class _Repair:
                 return False
             place = layer.locate(path, value=True)
             message = f"read as the text {text!r}; quote it, since YAML 1.1 readers take it for a boolean"
-            warnings.warn(str(Problem(place, dotted(path), message)), ConfigWarning, stacklevel=2)
+            self.remarks.append(Problem(place, dotted(path), message))
         self.data = _layers.assign(self.data, path, text)
+        return True
+
+    def _use_default(self, path: _layers.Path) -> bool:
+        """For a section, list or dict with nothing in it, as ``trainer:`` alone in a line: as if it were not there."""
+        annotation = annotation_at(self.cls, path) if path and isinstance(path[-1], str) else None
+        kinds = [get_origin(member) or member for member in members(annotation)]
+        if _layers.child_at(self.data, path) is not None or not any(
+            is_section(kind) or kind in (list, tuple, set, dict) for kind in kinds
+        ):
+            return False
+        self.data = _layers.without(self.data, path)
         return True
 
     def _describe(self, path: _layers.Path, items: list[Any]) -> Problem:

@@ -22,7 +22,7 @@ def test_transformers_gives_the_same_logits(tiny, tmp_path):
     sep = [at["separator"]]
     segments = [
         [*(at["phonemes"] + sample.phone_ids()), *sep],
-        [at["languages"] + sample.language_id(), *sep],
+        [at["languages"] + model.spec.language_row(sample.language), *sep],
         [at["levels"], *sep],
         [*(at["audio"] + sample.prompt[:, 0]), *sep],
         at["responses"] + sample.response[:, 0],

@@ -76,7 +76,7 @@ def test_texts_and_languages_that_cannot_be_spoken(speaker):
     for request, message in (
         (Request(""), "there is nothing to say"),
         (Request("…!"), "there is nothing to say"),
-        (Request("Yes.", language="xx"), "language: expected one of en, ja"),
+        (Request("Yes.", language="xx"), "language: this model knows en, ja"),
         (Request("Yes.", options={"temprature": 1}), "did you mean temperature"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,6 @@ from vall_e.model.generate import autoregress, refine, sampling_of, transcribe
 from vall_e.model.growth import lay_out_weights
 from vall_e.model.sampling import Sampling
 from vall_e.model.sequence import Sample
-from vall_e.model.spec import LANGUAGES
 from vall_e.prompting import SPOKEN, prompt_of
 from vall_e.text import Split, pieces
 from vall_e.weights import Voice, WeightsError
@@ -30,6 +30,11 @@ _SHORTEST = 0.3
 """Seconds of sound that a reference needs."""
 _GAP = 0.15
 """Seconds of silence between sentences."""
+_LONGEST = 30.0
+"""Seconds of the longest recordings of a training that does not tell."""
+_HASTE = 0.4
+"""Share of the usual length below which some of a sentence is likely to be missing."""
+_CLAUSE = re.compile(r"(?<=[,;:.!?…]) ")
 
 
 @dataclass(frozen=True)
@@ -71,22 +76,25 @@ class Speaker:
     Args:
         voice: the weights.
         codec_path: where the weights of a published codec lie, which are not stored with a model's.
+        codec: the name of the published codec that the codes belong to, for weights that name none.
 
     Raises:
         WeightsError: the weights neither hold a codec nor name one.
         CodecUnavailable: the codec that they name is not here.
     """
 
-    def __init__(self, voice: Voice, codec_path: Path | None = None) -> None:
+    def __init__(self, voice: Voice, codec_path: Path | None = None, codec: str | None = None) -> None:
         self.voice = voice
         lay_out_weights(voice.model)
-        name = voice.settings.get("codec")
+        name = voice.settings.get("codec") or codec
         if voice.codec is not None:
             self.codec: Codec = voice.codec
         elif name is not None and published(name) is not None:
             self.codec = load_published(name, codec_path)
         else:
-            raise WeightsError("these weights hold no codec and name none, so their codes cannot become speech")
+            raise WeightsError(
+                "these weights hold no codec and name none, so their codes cannot become speech; name it with --codec"
+            )
 
     @property
     def sample_rate(self) -> int:
@@ -118,6 +126,13 @@ class Speaker:
         options = {**self.voice.settings.get("sampling", {}), **request.options}
         nar = Sampling(options.pop("nar_temperature", 0.0))
         strength, rescale = options.pop("cfg_strength", 1.0), options.pop("cfg_rescale", 0.75)
+        if options.pop("beam_width", 0) > 1:
+            raise ValueError(
+                "a stream draws one frame after another: beam_width needs the whole sentence; leave one out"
+            )
+        options = {k: v for k, v in options.items() if k not in ("steps", "seed")}
+        if not chunk_seconds > 0:
+            raise ValueError(f"chunk_seconds: expected more than 0, found {chunk_seconds}")
         sampling = sampling_of(options)
         chunk = max(1, round(chunk_seconds * self.codec.frame_rate))
         model = self.voice.model
@@ -135,7 +150,7 @@ class Speaker:
                 for drawn in autoregress(model, [sample], [limit], sampling, generator, results, strength, rescale):
                     if drawn.shape[1] % chunk == 0:
                         yield joint.more(upper(drawn[0].cpu().numpy()[:, None]))
-                self._last = upper(self._checked(results[0], limit))
+                self._last = upper(self._checked(results[0], sample, limit))
             yield joint.more(self._last, last=True)
 
     def transcribe(self, recording: Path, language: str = "en") -> str:
@@ -153,29 +168,52 @@ class Speaker:
 
     def _sentences(self, request: Request) -> Iterator[tuple[Sample, int, int]]:
         """(what to generate, frames at most, seed) of each sentence; set `_last` to the codes before going on."""
-        if request.language not in LANGUAGES:
-            raise ValueError(f"language: expected one of {', '.join(LANGUAGES)}, found {request.language!r}")
-        if request.task not in SPOKEN:
-            raise ValueError(f"task: expected one of {', '.join(SPOKEN)}, found {request.task!r}")
-        self._trained_for(request.task)
+        self._check(request)
         plain = request.task == "tts"
-        sentences = pieces(request.text, request.split if plain else "none")
-        if not sentences:
+        # All of them before the first is spoken: what cannot be said should not be found at the end.
+        texts = pieces(request.text, request.split if plain else "none")
+        phonemes = [p for text in texts for p in self._phonemes(text, request.language, plain)]
+        if not phonemes:
             raise ValueError(f"there is nothing to say in {request.text!r}")
+        spoken = [np.array(self.voice.tokenizer.encode(p)) for p in phonemes]
         reference, frames = self._beginning(request)
         self._last = np.zeros((0, self.codec.levels), np.int64)
-        for i, sentence in enumerate(sentences):
-            phonemes = espeak.phonemize(sentence, request.language)
-            if not phonemes:
-                raise ValueError(f"there is nothing to say in {sentence!r}")
-            ids = np.array(self.voice.tokenizer.encode(phonemes))
+        for i, ids in enumerate(spoken):
             prompt = reference
             if plain and request.rolling and len(self._last):
                 half = self._prompt_frames // 2
                 before = reference[: self._prompt_frames - half] if reference is not None else self._last[:0]
                 prompt = np.concatenate([before, self._last[-half:]])
-            usual = math.ceil(_LIMIT * len(ids) * self._frames_per_phone) + 8
-            yield Sample(ids, prompt, None, request.language), usual + frames, request.seed + i
+            most = math.ceil(_LIMIT * self._usual(ids)) + 8 + frames
+            yield Sample(ids, prompt, None, request.language), most, request.seed + i
+
+    def _check(self, request: Request) -> None:
+        """See that the model can do what is asked, as far as its weights tell."""
+        if request.task not in SPOKEN:
+            raise ValueError(f"task: expected one of {', '.join(SPOKEN)}, found {request.task!r}")
+        self._trained_for(request.task)
+        if request.modality == "nar-len" and not self.voice.model.spec.masking_train_p:
+            self._trained_for("nar-len")
+        self.voice.model.spec.language_row(request.language)
+
+    def _phonemes(self, text: str, language: str, divisible: bool) -> list[str]:
+        """The phonemes of a text; in parts, at its punctuation, where it is longer than any the model has seen."""
+        phonemes = espeak.phonemize(text, language)
+        most = self.voice.settings.get("most_phones")
+        if most is None or not divisible:
+            return [phonemes] if phonemes else []
+        parts: list[str] = []
+        for clause in _CLAUSE.split(phonemes) if phonemes else ():
+            together = f"{parts[-1]} {clause}" if parts else clause
+            if parts and len(self.voice.tokenizer.encode(together)) <= most:
+                parts[-1] = together
+            else:
+                parts.append(clause)
+        return parts
+
+    def _usual(self, ids: np.ndarray) -> float:
+        """The frames that so many phonemes usually last."""
+        return len(ids) * self._frames_per_phone
 
     def _beginning(self, request: Request) -> tuple[Any, int]:
         """(the prompt, the frames of the recording that the task says again)."""
@@ -212,7 +250,14 @@ class Speaker:
 
     def _codes_of(self, recording: Path) -> np.ndarray:
         """The codes of a whole recording."""
-        return self.codec.encode(self._read(recording))
+        samples = self._read(recording)
+        most = 2 * self.voice.settings.get("most_frames", _LONGEST * self.codec.frame_rate) / self.codec.frame_rate
+        if len(samples) > most * self.sample_rate:
+            raise ValueError(
+                f"{recording}: {len(samples) / self.sample_rate:.0f} s are too long to be worked on at once: the "
+                f"longest that the model was trained on were {most / 2:.0f} s; cut it"
+            )
+        return self.codec.encode(samples)
 
     def _read(self, recording: Path) -> np.ndarray:
         samples = audio.read_audio(recording, self.sample_rate)
@@ -228,10 +273,14 @@ class Speaker:
 
     def _codes(self, sample: Sample, limit: int, request: Request, seed: int) -> np.ndarray:
         options = {**self.voice.settings.get("sampling", {}), **request.options}
-        (codes,) = self.voice.model.generate([sample], request.modality, max_frames=limit, seed=seed, **options)
-        return self._checked(codes, limit)
+        tasks = self.voice.settings.get("tasks", ("len",))
+        if request.modality == "nar-len" and "len" not in tasks:  # it never learnt to tell the length
+            options.setdefault("frames", max(1, round(self._usual(sample.phones))))
+        options = {"seed": seed, "max_frames": limit, **options}
+        (codes,) = self.voice.model.generate([sample], request.modality, **options)
+        return self._checked(codes, sample, limit)
 
-    def _checked(self, codes: np.ndarray, limit: int) -> np.ndarray:
+    def _checked(self, codes: np.ndarray, sample: Sample, limit: int) -> np.ndarray:
         if len(codes) >= limit:
             warnings.warn(
                 f"a sentence did not end by itself and was cut at {limit / self.codec.frame_rate:.1f} s; "
@@ -240,6 +289,13 @@ class Speaker:
             )
         if not len(codes):
             raise ValueError("the model spoke nothing; try another seed or a longer text")
+        if len(codes) < _HASTE * self._usual(sample.phones):
+            warnings.warn(
+                f"a sentence took {len(codes) / self.codec.frame_rate:.1f} s, where "
+                f"{self._usual(sample.phones) / self.codec.frame_rate:.1f} s are usual: some of it may be missing; try "
+                "another seed",
+                stacklevel=3,
+            )
         return codes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from vall_e.model.spec import ModelSpec
 from vall_e.tokenizer import NaiveTokenizer, Tokenizer, conflict
 
 _CODEC = "codec."
+_PREFIX = re.compile(r"^(module\.|_orig_mod\.)+")
 
 
 class WeightsError(ValueError):
@@ -32,7 +34,8 @@ class Voice:
         model: in evaluation mode.
         tokenizer: with the vocabulary it was trained on.
         codec: that its codes belong to; None when the file holds none.
-        settings: how it was trained to be used: `prompt_seconds`, `frames_per_phone`, `sampling`, `tasks`.
+        settings: how it was trained to be used: `prompt_seconds`, `frames_per_phone`, `sampling`, `tasks`,
+            `most_phones`, `most_frames`.
         stats: `global_step` and the like.
     """
 
@@ -104,21 +107,17 @@ def load_weights(
     """
     path = _file_in(Path(path))
     tensors, codec, held = _read(path)
-    spec = ModelSpec.from_config(config or held.get("config") or _config_near(path))
-    spec = spec.matching({name: tuple(t.shape) for name, t in tensors.items()})
-    with torch.device("meta"):
-        model = VallE(spec)
     try:
-        model.load_state_dict(tensors, assign=True)
-    except RuntimeError as e:
-        raise WeightsError(f"{path}: these tensors are not those of a version 5 model: {e}") from e
-    model.to(device, getattr(torch, dtype)).requires_grad_(True)
+        spec = ModelSpec.from_config(config or held.get("config") or _config_near(path))
+        spec = spec.matching({name: tuple(t.shape) for name, t in tensors.items()})
+    except ValueError as e:
+        raise WeightsError(f"{path}: {str(e).removeprefix(f'{path}: ')}") from e
+    model = _model_of(path, tensors, spec)
     if lora is not None:
-        import wrapkit
+        from vall_e.adapter import applied
 
-        wrapkit.lora.load(model, lora, "lora")
-        wrapkit.lora.strength(model, "lora", lora_strength)
-        wrapkit.lora.merge(model)  # speaking computes with one weight
+        model = _model_of(path, applied(model.float(), Path(lora), lora_strength), spec)
+    model.to(_device(device), getattr(torch, dtype)).requires_grad_(True)
     userdata = held.get("userdata") or {}
     return Voice(
         model=model.eval(),
@@ -136,16 +135,45 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> VallE:
     return model
 
 
+def _model_of(path: Path, tensors: dict[str, Tensor], spec: ModelSpec) -> VallE:
+    with torch.device("meta"):
+        model = VallE(spec)
+    try:
+        model.load_state_dict(tensors, assign=True)
+    except RuntimeError as e:
+        raise WeightsError(f"{path}: these tensors are not those of a version 5 model: {e}") from e
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise WeightsError(
+                f"{path}: {name} holds NaN or infinity: the training diverged; take an earlier checkpoint"
+            )
+    return model
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """A device that is here.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f"device {name}: not to be had on this machine: {str(e).splitlines()[0]}") from e
+
+
 def _file_in(path: Path) -> Path:
-    """The file itself, or the newest checkpoint's in a folder `ckpt/<name>` or `ckpt/<name>/<tag>`."""
+    """The file itself, or the newest checkpoint's in a folder `ckpt/<name>`, or that in `ckpt/<name>/<tag>`."""
     if path.is_dir():
+        path = path.resolve()
         latest = path / "latest"
         folder = path / latest.read_text(encoding="utf-8").strip() if latest.is_file() else path
-        candidates = [p for p in sorted(folder.iterdir()) if p.name in ("state.sft", "state.pth", f"{path.name}.sft")]
-        candidates += [p for p in sorted(folder.glob("*.sft")) if p not in candidates]
-        if not candidates:
-            raise WeightsError(f"{path}: no weights in this folder (looked for {folder}/state.sft, other .sft files)")
-        return candidates[0]
+        manifest = stateio.json_read(folder / "manifest.json", {})
+        names = [f"{engine}.sft" for engine in manifest.get("engines", ())] or ["state.sft", "state.pth"]
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+        raise WeightsError(f"{path}: no weights in this folder (looked for {folder}/{', '.join(names)})")
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; `vall-e-train` exports ckpt/<name>/fp32.sft when it ends")
     return path
@@ -154,10 +182,17 @@ def _file_in(path: Path) -> Path:
 def _read(path: Path) -> tuple[dict[str, Tensor], MelVQ | None, dict[str, Any]]:
     """(the model's tensors, the codec if the file has one, everything in the file)."""
     held = stateio.load(path)
-    tensors = held.get("module") if isinstance(held, dict) else None
-    if not isinstance(tensors, dict) or "model.norm.weight" not in tensors:
+    held = held if isinstance(held, dict) else {}
+    tensors = held.get("module", held)  # others' files hold the tensors alone
+    tensors = {_PREFIX.sub("", k): t for k, t in tensors.items() if isinstance(t, Tensor)}
+    tensors = {k: t for k, t in tensors.items() if not k.endswith(".inv_freq")}
+    if "lora" in held or any(".lora_" in k for k in tensors):
+        raise WeightsError(
+            f"{path}: holds an adapter; give the weights that it was trained on as the model, and the exported "
+            "ckpt/<name>/lora.sft as the adapter (lora)"
+        )
+    if "model.norm.weight" not in tensors:
         raise WeightsError(f"{path}: holds no VALL-E weights (no tensor model.norm.weight)")
-    tensors = dict(tensors)
     state = {k.removeprefix(_CODEC): tensors.pop(k) for k in list(tensors) if k.startswith(_CODEC)}
     return tensors, MelVQ.from_state(state) if state else None, held
 
@@ -190,17 +225,24 @@ def _config_near(path: Path) -> dict[str, Any]:
     be read off the shapes.
     """
     for export in sorted(path.parent.parent.glob("*.sft")):
-        config = stateio.inspect(export).metadata.get("config")
-        if config:
+        metadata = stateio.inspect(export).metadata
+        config = metadata.get("config")
+        if config and "lora" not in metadata:
             return json.loads(config) if isinstance(config, str) else config
     for folder in path.resolve().parents[:4]:
         if (folder / "config.yaml").is_file():
             import yaml
 
-            entries = (yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}).get("models")
-            if entries:
-                return entries[0]
+            entries = (yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}).get("models") or ()
+            own = [e for e in entries if _folder_of(e) == path.parent.parent.name]
+            if own or len(entries) == 1:
+                return (own or entries)[0]
     raise WeightsError(
         f"{path}: the file holds no `config`, and neither an export beside it nor a config.yaml above it tells what "
         "model this is; give the model's entry of the YAML file: load_weights(path, config={...})"
     )
+
+
+def _folder_of(entry: dict[str, Any]) -> str:
+    """The folder under `ckpt/` that a model's checkpoints lie in."""
+    return str(entry.get("name", "ar+nar"))

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+_SUFFIXES = (".sft", ".safetensors", ".pth", ".pt")
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -16,11 +18,12 @@ def main(argv: list[str] | None = None) -> int:
             "  vall-e-export ckpt/ar+nar --out fp32.sft             the newest checkpoint, as weights\n"
             "  vall-e-export fp32.sft --out bf16.sft --dtype bfloat16\n"
             "  vall-e-export fp32.sft --lora ckpt/mine/lora.sft --out merged.sft\n"
+            "  vall-e-export ckpt/mine/lora.sft --out lora.pth --dtype bfloat16   the adapter alone\n"
             "  vall-e-export fp32.sft --out llama/ --layout llama"
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("weights", type=Path, help="a file of weights, or a checkpoint folder")
+    parser.add_argument("weights", type=Path, help="a file of weights or an adapter, or a checkpoint folder")
     parser.add_argument("--out", type=Path, required=True, help="the file (.sft or .pth), or for llama the folder")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="(%(default)s)")
     parser.add_argument("--lora", type=Path, help="an adapter to merge into the weights")
@@ -37,21 +40,28 @@ def main(argv: list[str] | None = None) -> int:
 
 def _export(args: argparse.Namespace) -> str:
     import stateio
-    import wrapkit
 
+    from vall_e import adapter
     from vall_e.weights import load_weights, weights_file
 
+    if (args.out.suffix in _SUFFIXES) == (args.layout == "llama"):
+        expected = "a folder" if args.layout == "llama" else "a name that ends in .sft or .pth"
+        raise ValueError(f"--out: expected {expected}, found {args.out}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    if args.weights.is_file() and adapter.is_adapter(args.weights):
+        if args.layout == "llama" or args.lora:
+            raise ValueError(f"{args.weights}: an adapter; give the weights that it was trained on, and it as --lora")
+        count = adapter.export(args.weights, args.out, args.dtype)
+        return f"{args.out}: an adapter of {count / 1e6:.2f} M numbers in {args.dtype}"
     voice = load_weights(args.weights, dtype=args.dtype, lora=args.lora, lora_strength=args.lora_strength)
-    tensors = wrapkit.lora.merged_state(voice.model) if args.lora else voice.model.state_dict()
+    tensors = voice.model.state_dict()
     if args.layout == "llama":
         from vall_e.hf import export_llama
-        from vall_e.model.model import VallE
 
-        model = VallE(voice.model.spec).to(next(iter(tensors.values())).dtype)
-        model.load_state_dict(tensors)
-        return f"{export_llama(model, args.out)}: a folder that transformers' LlamaForCausalLM loads"
-    if args.out.suffix not in (".sft", ".safetensors", ".pth", ".pt"):
-        raise ValueError(f"--out: expected a name that ends in .sft or .pth, found {args.out}")
+        return (
+            f"{export_llama(voice.model, args.out)}: a folder that transformers' LlamaForCausalLM loads. The biases of its "
+            "head, which llama has no place for, lie in vall_e.safetensors: add classifiers.proj.0.bias to the last logits"
+        )
     held = weights_file(
         tensors,
         voice.model.spec,

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vall_e.synthesis import Speaker
-    from vall_e.tokenizer import Tokenizer
+
+PUBLISHED = ("encodec", "vocos", "dac")
 
 
 def speaker_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="exported weights (fp32.sft), or a checkpoint folder")
     parser.add_argument("--yaml", type=Path, help="a run's configuration: speak with the weights it exported")
+    parser.add_argument(
+        "--codec", choices=PUBLISHED, help="that the codes belong to, for weights that name none (as --yaml says)"
+    )
     parser.add_argument("--codec-path", type=Path, help="weights of encodec, vocos or dac, when the model needs them")
     parser.add_argument("--lora", type=Path, help="an adapter for the weights")
     parser.add_argument("--lora-strength", type=float, default=1.0, help="of the adapter (%(default)s)")
@@ -39,24 +43,43 @@ def load_speaker(args: argparse.Namespace) -> Speaker:
     from vall_e.synthesis import Speaker
     from vall_e.weights import load_weights
 
-    model, dtype, tokenizer = (args.model, "float32", None) if args.model is not None else _weights_of(args.yaml)
+    given = {} if args.yaml is None else _configured(args.yaml)
     voice = load_weights(
-        model,
+        args.model or given["model"],
         args.device,
-        dtype=args.dtype or dtype,
-        lora=args.lora,
+        dtype=args.dtype or given.get("dtype", "float32"),
+        lora=args.lora or given.get("lora"),
         lora_strength=args.lora_strength,
-        tokenizer=tokenizer,
+        tokenizer=given.get("tokenizer"),
     )
     if args.compile:
         voice.model.compile_steps()
-    return Speaker(voice, args.codec_path)
+    return Speaker(voice, args.codec_path, args.codec or given.get("codec"))
 
 
-def _weights_of(yaml: Path) -> tuple[Path, str, Tokenizer | None]:
-    """The weights that a run exported, the dtype to speak with, and the tokenizer, where the configuration has one."""
+def _configured(yaml: Path) -> dict[str, Any]:
+    """What a run's configuration says of the weights that it exported: model, lora, dtype, tokenizer and codec."""
     from vall_e.config import Config
 
     cfg = Config.from_yaml(yaml)
-    weights = cfg.ckpt_dir / cfg.model.name / f"{cfg.weights_name}.{cfg.weights_format}"
-    return weights, cfg.inference.weight_dtype, cfg.chosen_tokenizer()
+    file = f"{cfg.weights_name}.{cfg.weights_format}"
+    folder, name = cfg.ckpt_dir, cfg.model.name
+    if cfg.lora is not None:
+        model, lora = cfg.model.path, folder / cfg.lora.name / "lora.sft"
+    else:
+        model, lora = folder / name / file, None
+        if not model.parent.is_dir():  # the name with size, architecture and levels behind it, as others call it
+            others = sorted(folder.glob(f"{name}-*/{file}"))
+            if len(others) > 1:
+                raise ValueError(
+                    f"{yaml}: several weights are called {name}: {', '.join(map(str, others))}; use --model"
+                )
+            model = others[0] if others else model
+    codec = cfg.audio_backend if cfg.audio_backend in PUBLISHED else None
+    return {
+        "model": model,
+        "lora": lora,
+        "dtype": cfg.inference.weight_dtype,
+        "tokenizer": cfg.chosen_tokenizer(),
+        "codec": codec,
+    }

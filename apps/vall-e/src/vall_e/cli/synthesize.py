@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ OPTIONS = (
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    warnings.showwarning = lambda message, *_: print(f"vall-e: {message}", file=sys.stderr)
     from vall_e.codecs.codec import CodecUnavailable
     from vall_e.espeak import EspeakUnavailable
 
@@ -48,6 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, EspeakUnavailable, CodecUnavailable) as e:
         print(f"vall-e: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("vall-e: stopped", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out-path", type=Path, default=Path("out.wav"), help="the WAV to write; - is stdout (%(default)s)"
     )
-    parser.add_argument("--language", default="en", help="of the text: en, de, fr, ja, zh, ko (%(default)s)")
+    parser.add_argument(
+        "--language", default="en", help="of the text, a name that the model knows: en, de, … (%(default)s)"
+    )
     parser.add_argument(
         "--task",
         choices=(*SPOKEN, "stt"),
@@ -90,11 +97,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-rolling", action="store_true", help="do not prompt a sentence with the one before")
     parser.add_argument("--stream", action="store_true", help="write chunks as they are made")
     parser.add_argument("--chunk-seconds", type=float, default=0.5, help="of a chunk (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same speech (%(default)s)")
+    parser.add_argument("--seed", type=_seed, default=0, help="the same seed gives the same speech (%(default)s)")
     sampling = parser.add_argument_group("synthesis", "by default as the model was evaluated")
     for name, kind, what in OPTIONS:
         sampling.add_argument(f"--{name}", type=kind, help=what)
     return parser
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: expected UTF-8 text: {e}") from e
+
+
+def _seed(text: str) -> int:
+    """A number that torch takes as a seed."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2**63 - 1, found {text}")
+    return int(text)
 
 
 def _stretch(text: str) -> tuple[float, float]:
@@ -109,7 +130,7 @@ def _stretch(text: str) -> tuple[float, float]:
 def _speak(args: argparse.Namespace) -> int:
     if (args.file is not None or args.task == "stt") and args.text is not None and args.reference is None:
         args.reference, args.text = Path(args.text), None  # the only positional is the recording
-    text = args.file.read_text(encoding="utf-8") if args.file is not None else args.text
+    text = _read(args.file) if args.file is not None else args.text
     if args.task == "stt":
         if args.reference is None:
             raise ValueError("there is no recording to transcribe: give it as the only argument")

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from vall_e.model.model import VallE
 from vall_e.model.sampling import Sampling, guided
-from vall_e.model.sequence import Request, Sample, head_of, lay_out
+from vall_e.model.sequence import Batch, Request, Sample, head_of, lay_out
 from vall_e.model.spec import LENGTH_DIGITS
 
 _MODALITIES = ("ar", "ar+nar", "nar-len", "delay")
@@ -27,7 +28,7 @@ def generate(
     modality: str | None = None,
     *,
     max_frames: int | Sequence[int] = 500,
-    frames: Sequence[int] | None = None,
+    frames: int | Sequence[int] | None = None,
     nar_temperature: float = 0.0,
     beam_width: int = 0,
     cfg_strength: float = 1.0,
@@ -69,8 +70,9 @@ def generate(
         raise ValueError("modality delay: neither beam search nor the continuation of a response is possible")
     if not samples:
         return []
+    _check(cfg_strength, cfg_rescale, steps, beam_width)
     chosen = sampling_of(sampling)
-    limits = [max_frames] * len(samples) if isinstance(max_frames, int) else list(max_frames)
+    limits = _one_each("max_frames", max_frames, len(samples))
     was_training = model.training
     model.eval()
     try:
@@ -78,6 +80,7 @@ def generate(
         if modality == "nar-len":
             if frames is None:
                 frames = [min(n, limit) for n, limit in zip(lengths(model, samples), limits, strict=True)]
+            frames = _one_each("frames", frames, len(samples))
             codes = [
                 _demask(model, sample, n, steps, max(cfg_strength, 2.5), cfg_rescale, chosen, generator)
                 for sample, n in zip(samples, frames, strict=True)
@@ -90,7 +93,10 @@ def generate(
         elif beam_width > 1:
             from vall_e.model.beam import beam_search
 
-            codes = [beam_search(model, s, n, beam_width, chosen) for s, n in zip(samples, limits, strict=True)]
+            codes = [
+                beam_search(model, s, n, beam_width, chosen, cfg_strength, cfg_rescale)
+                for s, n in zip(samples, limits, strict=True)
+            ]
         else:
             codes = [np.zeros((0, 1), np.int64)] * len(samples)
             for drawn in autoregress(model, samples, limits, chosen, generator, codes, cfg_strength, cfg_rescale):
@@ -102,6 +108,25 @@ def generate(
         return refine(model, samples, codes, Sampling(nar_temperature), generator, strength, cfg_rescale)
     finally:
         model.train(was_training)
+
+
+def _check(cfg_strength: float, cfg_rescale: float, steps: int, beam_width: int) -> None:
+    for name, value, expected, right in (
+        ("cfg_strength", cfg_strength, "a number", math.isfinite(cfg_strength)),
+        ("cfg_rescale", cfg_rescale, "0 to 1", 0 <= cfg_rescale <= 1),
+        ("steps", steps, "1 or more", steps >= 1),
+        ("beam_width", beam_width, "0 or more", beam_width >= 0),
+    ):
+        if not right:
+            raise ValueError(f"{name}: expected {expected}, found {value}")
+
+
+def _one_each(name: str, value: int | Sequence[int], count: int) -> list[int]:
+    """A number for each sample, from one for all or one each."""
+    values = [int(value)] * count if isinstance(value, Integral) else [int(v) for v in value]
+    if len(values) != count or min(values) < 0:
+        raise ValueError(f"{name}: expected a number of 0 or more, or one for each of {count} samples, found {value}")
+    return values
 
 
 def sampling_of(options: dict[str, Any]) -> Sampling:
@@ -203,12 +228,7 @@ def autoregress(
         requests += [Request(null_of(s), "ar", stop=False) for s in samples]
     batch = lay_out(requests, spec).to(model.device)
     growth = model.begin(batch, max(limits) + 1)
-    position = torch.tensor(batch.lengths, device=model.device)[:, None]
-    if not spec.unified_position_ids:
-        position = torch.tensor(
-            [[0 if r.sample.response is None else len(r.sample.response)] for r in requests],
-            device=model.device,
-        )
+    position = first_positions(model, batch, requests)
     table = model.resps_emb.embeddings[0]
     alive = torch.arange(count, device=model.device)
     drawn = torch.zeros(count, 0, dtype=torch.long, device=model.device)
@@ -238,6 +258,14 @@ def autoregress(
         step = table(torch.cat([token, token]) if guide else token)[:, None]
         growth.read(step, position)
         position = position + 1
+
+
+def first_positions(model: VallE, batch: Batch, requests: Sequence[Request]) -> Tensor:
+    """The positions [B, 1] of the first frames that autoregressive requests go on with."""
+    if model.spec.unified_position_ids:
+        return torch.tensor(batch.lengths, device=model.device)[:, None]
+    held = [0 if r.sample.response is None else len(r.sample.response) for r in requests]
+    return torch.tensor(held, device=model.device)[:, None]
 
 
 def refine(
@@ -288,6 +316,8 @@ def _demask(
     The schedule is MaskGIT's cosine (Chang et al., 2022, arXiv 2202.04200).
     """
     codes = np.zeros((frames, 1), np.int64)
+    if not frames:
+        return codes
     scores = torch.ones(frames, device=model.device)
     for step, t in enumerate(torch.linspace(0, 1, steps).tolist()):
         count = int(np.clip(int(math.cos(t * math.pi / 2) * frames), 1, frames - step)) if step < frames else 1

@@ -78,7 +78,8 @@ class VallE(nn.Module):
         if spec.split_classifiers:
             self.classifiers = Classifiers(spec.classes, dim, spec.classifiers_bias)
         else:
-            self.classifier = nn.Linear(dim, max(spec.classes), bias=spec.classifiers_bias)
+            rows = spec.classifier_rows or max(spec.classes)
+            self.classifier = nn.Linear(dim, rows, bias=spec.classifiers_bias)
         self.apply(self._initialise)
         self.steps: CompiledSteps | None = None
 
@@ -160,7 +161,13 @@ class VallE(nn.Module):
         """The logits [..., classes] of states [..., D] under a head (see `head_of`)."""
         if self.spec.split_classifiers:
             return self.classifiers.proj[head](states)
-        return self.classifier(states)[..., : self.spec.classes[head]]
+        logits = self.classifier(states)
+        if logits.shape[-1] < self.spec.classes[head]:
+            raise ValueError(
+                f"head {head} has {self.spec.classes[head]} classes, and the one classifier of these weights "
+                f"{logits.shape[-1]} rows: they were not made for it"
+            )
+        return logits[..., : self.spec.classes[head]]
 
     def forward(self, batch: Batch, every_head: bool = False) -> Loss:
         """Cross-entropy of a batch's predictions, mean over each owner; those without a target do not count.
@@ -185,7 +192,19 @@ class VallE(nn.Module):
     # By sample ---------------------------------------------------------------------------------------------
 
     def loss(self, samples: Sequence[Sample], task: str = "tts", level: int = 0) -> Tensor:
-        """The loss in nats of predicting `level` of the samples: mean over each response, then over samples."""
+        """The loss in nats of predicting `level` of the samples: mean over each response, then over samples.
+
+        Raises:
+            ValueError: there is no sample, or one has nothing that is to be predicted.
+        """
+        if not samples:
+            raise ValueError("there is no sample to score")
+        for i, sample in enumerate(samples):
+            held = None if sample.response is None else np.shape(sample.response)
+            if held is None or (level and not held[0]):
+                raise ValueError(f"sample {i}: it has no response to score")
+            if len(held) == 2 and held[1] <= level:
+                raise ValueError(f"sample {i}: level {level} is asked for, and its response has {held[1]} levels")
         return self(self.batch_of(samples, task, level)).nll.mean()
 
     def logits(self, samples: Sequence[Sample], task: str = "tts", level: int = 0) -> list[Tensor]:
@@ -194,6 +213,8 @@ class VallE(nn.Module):
         At level 0 there is one more than the response has frames, which predicts the stop token.
         """
         batch = self.batch_of(samples, task, level)
+        if not batch.heads:  # nothing to be predicted
+            return [self.sep.new_zeros(0, self.spec.classes[level]) for _ in samples]
         (logits,) = self.batch_logits(batch)
         return [logits[batch.owner == i] for i in range(len(samples))]
 

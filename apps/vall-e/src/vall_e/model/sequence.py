@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from vall_e.model.patterns import delay
-from vall_e.model.spec import LANGUAGES, LENGTH_DIGITS, TASKS, ModelSpec
+from vall_e.model.spec import LENGTH_DIGITS, TASKS, ModelSpec
 
 _NONE = np.zeros(0, np.int64)
 
@@ -30,7 +30,7 @@ class Sample:
         phones: phoneme ids [N] with `<s>` and `</s>`, or a string of IPA phonemes for the naive tokenizer.
         prompt: codes [T, Q] of the voice to speak with; several, or task names, in a list; None for none.
         response: codes [T, Q] of the utterance itself; None to generate.
-        language: a name in `LANGUAGES`, or its row.
+        language: a name that the model knows, or its row.
         tone: a row of the tone table, or None.
     """
 
@@ -45,20 +45,18 @@ class Sample:
             from vall_e.tokenizer import NaiveTokenizer
 
             return np.asarray(NaiveTokenizer().encode(self.phones), np.int64)
-        return np.asarray(self.phones, np.int64)
-
-    def language_id(self) -> int:
-        if isinstance(self.language, str):
-            if self.language not in LANGUAGES:
-                raise ValueError(f"language: expected one of {', '.join(LANGUAGES)}, found {self.language!r}")
-            return LANGUAGES[self.language]
-        return int(self.language)
+        ids = np.asarray(self.phones)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ValueError(
+                f"phones: expected integer ids [N] or a string, found {ids.dtype} of shape {list(ids.shape)}"
+            )
+        return ids.astype(np.int64)
 
     def prompt_parts(self) -> list[np.ndarray | str]:
         if self.prompt is None:
             return []
         parts = self.prompt if isinstance(self.prompt, list) else [self.prompt]
-        return [p for p in parts if isinstance(p, str) or len(p)]
+        return [p for p in parts if isinstance(p, str) or np.size(p)]
 
     def with_response(self, response: np.ndarray | None) -> Sample:
         return replace(self, response=response)
@@ -237,7 +235,7 @@ def lay_out(requests: Sequence[Request], spec: ModelSpec) -> Batch:
     for at, request in enumerate(requests):
         sample = request.sample
         phones = tables.phonemes + _checked(sample.phone_ids(), spec.phoneme_tokens, "phoneme", at)
-        language = tables.languages + _bounded(sample.language_id(), spec.langs, "language", at)
+        language = tables.languages + _bounded(spec.language_row(sample.language), spec.langs, "language", at)
         quantiser = tables.levels + _bounded(request.level, spec.levels, "level", at)
         labels = np.array([language, tables.separator, quantiser, tables.separator])
         out = _output(request, spec, tables, code_table, at)
@@ -252,9 +250,13 @@ def lay_out(requests: Sequence[Request], spec: ModelSpec) -> Batch:
             before = len(pieces)
             for part in sample.prompt_parts():
                 if isinstance(part, str):
+                    if part not in TASKS:
+                        raise ValueError(
+                            f"sample {at}: task in a prompt: expected one of {', '.join(TASKS)}, found {part!r}"
+                        )
                     pieces.append(np.array([tables.tasks + TASKS[part]]))
                     continue
-                prompt = code_table.prompt_rows(_codes(part, spec, at), request)
+                prompt = code_table.prompt_rows(_codes(part, spec, at, "prompt", levels_read(request, spec)), request)
                 pieces.append(tables.audio + frames + np.arange(len(prompt)))
                 frames += len(prompt)
                 codes.append(prompt.reshape(-1))
@@ -328,7 +330,7 @@ def _output(request: Request, spec: ModelSpec, tables: Tables, code_table: CodeT
         return _Output(tables.lengths + tokens, target=tokens)
     codes = np.zeros((0, spec.levels), np.int64)
     if sample.response is not None:
-        codes = _codes(sample.response, spec, at)
+        codes = _codes(sample.response, spec, at, "response", levels_read(request, spec))
     if request.kind == "delay":
         return _delayed(codes, spec, code_table) if request.stop else _Output(_NONE)
     target = _NONE
@@ -373,12 +375,22 @@ def _delayed(codes: np.ndarray, spec: ModelSpec, code_table: CodeTable) -> _Outp
     )
 
 
-def _codes(codes: np.ndarray, spec: ModelSpec, at: int) -> np.ndarray:
-    """Codes as int64 [T, Q], checked; levels that a partial decode does not hold yet are zero."""
-    codes = np.asarray(codes, np.int64)
-    if codes.ndim != 2 or codes.shape[1] > spec.levels:
-        raise ValueError(f"sample {at}: expected codes [frames, {spec.levels}], found shape {list(codes.shape)}")
-    _checked(codes, spec.audio_tokens, "audio code", at)
+def levels_read(request: Request, spec: ModelSpec) -> int:
+    """How many levels of prompt and response a request reads."""
+    return spec.levels if request.kind == "delay" else max(1, request.level)
+
+
+def _codes(codes: np.ndarray, spec: ModelSpec, at: int, what: str, levels: int) -> np.ndarray:
+    """Codes as int64 [T, Q], checked; levels above those that are read may be missing, and are zero then."""
+    codes = np.asarray(codes)
+    if codes.ndim != 2 or codes.shape[1] > spec.levels or codes.dtype.kind not in "iu":
+        raise ValueError(
+            f"sample {at}: {what}: expected integer codes [frames, {spec.levels}], found {codes.dtype} of shape "
+            f"{list(codes.shape)}"
+        )
+    if codes.shape[1] < levels:
+        raise ValueError(f"sample {at}: {what}: {levels} levels are read here, and it has {codes.shape[1]}")
+    codes = _checked(codes.astype(np.int64), spec.audio_tokens, "audio code", at)
     if codes.shape[1] < spec.levels:
         codes = np.pad(codes, ((0, 0), (0, spec.levels - codes.shape[1])))
     return codes

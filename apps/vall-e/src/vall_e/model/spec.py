@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-LANGUAGES = {"en": 0, "ja": 1, "de": 2, "fr": 3, "zh": 4, "ko": 5}
-"""Rows of `langs_emb`."""
+LANGUAGES = ("en", "ja", "de", "fr", "zh", "ko")
+"""The languages of the rows of `langs_emb`, in order; a model can have more."""
 
 TASKS = {"tts": 0, "tts-c": 1, "ns": 2, "sr": 3, "tse": 4, "soe": 5, "mask": 6, "eoe": 7, "stt": 8}
 """Rows of `tasks_emb`; a task's name inside a prompt is one such row."""
@@ -38,11 +38,13 @@ class ModelSpec:
         text_tokens: rows of the raw text table.
         levels: codebooks, Q.
         langs, tasks, tones: rows of their tables.
+        languages: the names of the first `langs` rows; a row without a name is asked for by its number.
         noncausal_masks: NAR passes see the whole sequence instead of the past only.
         unified_position_ids: positions run on over the sequence instead of restarting in each segment.
         audio_embedding_sums: levels below the predicted one are summed (`True`, or only in the prompt or the
             response), or only the one just below is embedded (`False`).
         split_classifiers: a head for each level, instead of one for all.
+        classifier_rows: rows of the one head for all; 0 for as many as the largest head needs.
         classifiers_bias: the output heads have biases.
         delay: all levels are predicted at once, each so many frames behind the first as `offsets` says (True: as its
             number), instead of AR+NAR.
@@ -59,6 +61,7 @@ class ModelSpec:
     text_tokens: int = 8575
     levels: int = 8
     langs: int = 6
+    languages: tuple[str, ...] = LANGUAGES
     tasks: int = 9
     tones: int = 1
     dropout: float = 0.0
@@ -66,6 +69,7 @@ class ModelSpec:
     unified_position_ids: bool = False
     audio_embedding_sums: bool | Literal["prom", "resp"] = True
     split_classifiers: bool = True
+    classifier_rows: int = 0
     classifiers_bias: bool = True
     length_offset: int = 0
     delay: bool | tuple[int, ...] = False
@@ -115,6 +119,19 @@ class ModelSpec:
         codes = self.audio_tokens
         return [codes + 1] + [codes] * (self.levels - 1) + [codes, self.phoneme_tokens, LENGTH_DIGITS]
 
+    def language_row(self, language: str | int) -> int:
+        """The row of a language's name, or of its number.
+
+        Raises:
+            ValueError: the model does not know it; those that it knows are named.
+        """
+        if not isinstance(language, str):
+            return int(language)
+        names = self.languages[: self.langs]
+        if language not in names:
+            raise ValueError(f"language: this model knows {', '.join(names)} (models.0.langs), found {language!r}")
+        return names.index(language)
+
     def sums(self, segment: Literal["prom", "resp"]) -> bool:
         return self.audio_embedding_sums is True or self.audio_embedding_sums == segment
 
@@ -134,14 +151,23 @@ class ModelSpec:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ModelSpec:
-        """From a model's entry in a config, or the `config` stored beside weights."""
+        """From a model's entry in a config, or the `config` stored beside weights.
+
+        Raises:
+            ValueError: it is none, or describes another architecture; every key that does is named.
+        """
+        if not isinstance(config, dict) or not isinstance(config.get("experimental") or {}, dict):
+            raise ValueError(f"config: expected a model's entry, a mapping, found {config!r:.80}")
         experimental = config.get("experimental") or {}
+        if strange := [*_foreign(config, _OURS), *_foreign(experimental, OURS_EXPERIMENTAL, "experimental.")]:
+            raise ValueError(f"config: this is another architecture than version 5 with llama's: {'; '.join(strange)}")
         p = experimental.get("rvq_levels_p", "auto")
         delay = experimental.get("delay", False)
-        size = config.get("size", "full")
+        langs = config.get("langs", 6)
         return cls(
-            **_size(size),
-            langs=config.get("langs", 6),
+            **_size(config.get("size") or "full"),
+            langs=langs if isinstance(langs, int) else len(langs),
+            languages=LANGUAGES if isinstance(langs, int) else tuple(langs),
             tasks=config.get("tasks", 9),
             tones=config.get("tones", 1),
             dropout=config.get("dropout", 0.0),
@@ -175,7 +201,7 @@ class ModelSpec:
                 "resp_levels": self.levels,
             },
             "tasks": self.tasks,
-            "langs": self.langs,
+            "langs": self.langs if self.languages == LANGUAGES else list(self.languages),
             "tones": self.tones,
             "arch_type": "llama",
             "dropout": self.dropout,
@@ -207,15 +233,55 @@ class ModelSpec:
         }.items():
             if name in shapes:
                 seen[key] = shapes[name][0]
-        if "sep" in shapes:
-            seen["dim"] = shapes["sep"][0]
+        widths = {"dim": shapes["sep"][0]} if "sep" in shapes else {}
+        layers = len([n for n in shapes if n.endswith(".input_layernorm.weight")])
+        wrong = [f"{k} {getattr(self, k)}, not {v}" for k, v in widths.items() if v != getattr(self, k)]
+        wrong += [f"layers {self.layers}, not {layers}"] if layers and layers != self.layers else []
+        if wrong:
+            raise ValueError(f"the config says {' and '.join(wrong)} as the tensors have; it belongs to other weights")
         if "model.layers.0.mlp.up_proj.weight" in shapes:
             inner, dim = shapes["model.layers.0.mlp.up_proj.weight"]
             seen["ffn"] = inner / dim
-        seen["layers"] = len([n for n in shapes if n.endswith(".input_layernorm.weight")]) or self.layers
         seen["split_classifiers"] = "classifiers.proj.0.weight" in shapes
+        seen["classifier_rows"] = shapes["classifier.weight"][0] if "classifier.weight" in shapes else 0
         seen["classifiers_bias"] = bool({"classifiers.proj.0.bias", "classifier.bias"} & shapes.keys())
         return replace(self, **seen)
+
+
+_OURS: dict[str, tuple[Any, ...]] = {
+    "version": (5,),
+    "arch_type": ("llama", "auto", "", None),
+    "experts": (0, 1, None),
+}
+OURS_EXPERIMENTAL: dict[str, tuple[Any, ...]] = {
+    # What existing files can name, and the values that mean the architecture and the flags that there are.
+    "audio_embedding_mode": (None, ""),
+    "audio_embedding_sums": (True, False, "prom", "resp"),
+    "causal_size": (1,),
+    "classifiers_bias": (True, False),
+    "interleave": (False, None),
+    "kv_heads": (0, None),
+    "layerskip": (False, None),
+    "len_use_logits": (False,),
+    "logit_normalization": (0, None),
+    "monolithic_audio_encoder": (False,),
+    "noncausal_masks": (True, False),
+    "predict_causally": (False,),
+    "split_classifiers": (True, False),
+    "tie_classifier_to_embedding": (False,),
+    "unified_position_ids": (True, False),
+    "use_segmented_attention_mask": (False,),
+    "use_sliding_attention_mask": (False,),
+}
+
+
+def _foreign(config: dict[str, Any], ours: dict[str, tuple[Any, ...]], place: str = "") -> list[str]:
+    """The keys whose values mean something else than ours, with what was expected."""
+    return [
+        f"{place}{key} is {config[key]!r}, expected {' or '.join(map(repr, values))}"
+        for key, values in ours.items()
+        if key in config and config[key] not in values
+    ]
 
 
 def _size(size: str | float | dict[str, Any]) -> dict[str, Any]:
@@ -231,4 +297,6 @@ def _size(size: str | float | dict[str, Any]) -> dict[str, Any]:
     renamed = {"resp_levels": "levels"}
     known = {f.name for f in fields(ModelSpec)}
     values = {renamed.get(k, k): v for k, v in size.items() if k != "label" and v is not None}
+    if missing := [k for k in ("dim", "heads", "layers") if k not in values]:
+        raise ValueError(f"model size: {', '.join(missing)} missing beside {', '.join(map(str, size))}")
     return {k: v for k, v in values.items() if k in known}

@@ -5,9 +5,10 @@ The folder of the YAML file is the root: `data/`, `metadata/`, `ckpt/`, `logs/` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from basecfg import BaseConfig, Field, Section
 
@@ -18,6 +19,42 @@ if TYPE_CHECKING:
 
 DType = Literal["float32", "bfloat16", "float16"]
 Task = Literal["tts", "tts-c", "stt", "ns", "sr", "tse", "cse", "nse", "len", "nar-len"]
+
+_SIZES = ("label", "dim", "heads", "layers", "ffn", "audio_tokens", "text_tokens", "phoneme_tokens", "resp_levels")
+
+
+class _Check:
+    """A check beside a type: raises ValueError for a value that has the type and is still wrong."""
+
+    def __init__(self, check: Callable[[Any], None]) -> None:
+        self._check = check
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        def checked(value: Any) -> Any:
+            self._check(value)
+            return value
+
+        return core_schema.no_info_after_validator_function(checked, handler(source))
+
+
+def _ascending(bounds: tuple[float, float]) -> None:
+    if not 0 <= bounds[0] <= bounds[1]:
+        raise ValueError("expected the shorter duration first, and none below 0")
+
+
+def _known_sizes(size: str | float | dict[str, Any]) -> None:
+    for key in size if isinstance(size, dict) else ():
+        if key not in _SIZES:
+            nearest = difflib.get_close_matches(str(key), _SIZES, n=1)
+            raise ValueError(
+                f"unknown key {key}{f'; did you mean {nearest[0]}?' if nearest else ''} (known: {', '.join(_SIZES)})"
+            )
+
+
+Seconds = Annotated[tuple[float, float], _Check(_ascending)]
+Size = Annotated[str | float | dict[str, Any], _Check(_known_sizes)]
 
 
 class Dataset(Section):
@@ -36,9 +73,7 @@ class Dataset(Section):
     workers: int = Field(0, ge=0, description="processes that prepare batches; 0 prepares them in the trainer")
     min_utterances: int = Field(1, ge=1, description="speakers with fewer are left out, and reported")
     max_utterances: int | None = Field(None, ge=1, description="of a speaker, the first so many are read")
-    duration_range: tuple[float, float] = Field(
-        (0.3, 16.0), description="seconds; utterances outside are left out and counted"
-    )
+    duration_range: Seconds = Field((0.3, 16.0), description="seconds; utterances outside are left out and counted")
     speaker_getter: Literal["folder", "prefix"] = Field(
         "folder", description="who speaks: the folder, or the part of an utterance's name before `_` or `-`"
     )
@@ -52,7 +87,7 @@ class Dataset(Section):
     sample_max_duration_batch: float = Field(
         0.0, ge=0, description="seconds of a batch at most, its longest times its size; 0 for no limit"
     )
-    prompt_duration_range: tuple[float, float] = Field(
+    prompt_duration_range: Seconds = Field(
         (3.0, 3.0), description="seconds of the prompt, drawn from another utterance of the speaker"
     )
     prompt_max_samples: int = Field(1, ge=1, description="utterances that a prompt is joined of, at most")
@@ -66,7 +101,9 @@ class Dataset(Section):
     prompt_similar_top_k: int = Field(1, ge=1, description="of the similar utterances, one of the first so many")
     resps_max_samples: int = Field(1, ge=1, description="utterances of a speaker joined into one, at most")
     resps_append_p: float = Field(0.0, ge=0, le=1, description="how often another one is joined")
-    tasks_list: list[Task] = Field(["tts"], description="drawn from at random; a task named twice comes twice as often")
+    tasks_list: list[Task] = Field(
+        ["tts"], min_length=1, description="drawn from at random; a task named twice comes twice as often"
+    )
     noise_scale: float = Field(0.25, ge=0, description="of the noise mixed into speech, by amplitude")
     retokenize_text: bool = Field(True, description="ids are made of the phonemes anew, not read from the dataset")
     seed: int = Field(0, description="of the order, the prompts and the levels drawn")
@@ -98,7 +135,7 @@ class Model(Section):
 
     name: str = Field("ar+nar", description="the folder under ckpt/")
     version: Literal[5] = Field(5, description="of the tensors' layout")
-    size: str | float | dict[str, Any] = Field(
+    size: Size = Field(
         "full",
         description="quarter, half, full, double, extended, a number, or dim/heads/layers/ffn/… by name",
     )
@@ -110,8 +147,10 @@ class Model(Section):
     path: Path | None = Field(None, description="weights to start from (fine-tuning), or the teacher's")
     frozen_params: list[str] = Field([], description="patterns of parameters that are not trained")
     dropout: float = Field(0.0, ge=0, lt=1, description="on the output of each block")
-    loss_factors: dict[str, float] = Field({}, description="weights of the losses by task: tts, stt, len")
-    capabilities: list[str] = Field(["ar", "nar"], description="what is trained: ar, nar, len")
+    loss_factors: dict[str, float] = Field({}, description="weights of the losses by task: tts, nar-len, stt, len")
+    capabilities: list[Literal["ar", "nar", "nar-len", "stt", "len", "lang"]] = Field(
+        ["ar", "nar"], description="what is trained: level 0 (ar), the levels above (nar), tasks; lang says nothing"
+    )
     experimental: Experimental
 
 
@@ -133,7 +172,9 @@ class Hyperparameters(Section):
 
     batch_size: int = Field(8, ge=1, description="utterances in a batch at most")
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches in an optimizer step")
-    gradient_clipping: float = Field(1.0, gt=0, description="the norm that gradients are clipped to")
+    gradient_clipping: float | None = Field(
+        1.0, gt=0, description="the norm that gradients are clipped to; null for no clipping"
+    )
     optimizer: str = Field("adamw", description="a name that wrapkit.optimizer knows: adamw, prodigy, apollo, …")
     optimizer_params: dict[str, Any] = Field({}, description="passed to it: betas, weight_decay, …")
     learning_rate: float = Field(1e-4, gt=0, description="at the end of the warm-up")
@@ -173,17 +214,28 @@ class Trainer(Section):
     iterations: int = Field(1_000_000, ge=0, description="optimizer steps in all")
     minutes: float = Field(0.0, ge=0, description="of training in all, over resumes; 0 for no limit")
     save_frequency: int = Field(250, ge=1, description="steps between checkpoints")
-    keep_last_checkpoints: int = Field(4, ge=1, description="older ones are removed")
+    keep_last_checkpoints: int | None = Field(4, ge=1, description="older ones are removed; null keeps all")
     keep_best_checkpoints: int = Field(1, ge=0, description="by validation loss, kept besides the last")
     export_on_save: bool = Field(False, description="also export the weights at each checkpoint")
     export_on_quit: bool = Field(True, description="export the weights when a run ends")
     load_path: Path | None = Field(None, description="a checkpoint folder to start from, when this run has none yet")
+    load_tag: int | None = Field(
+        None,
+        ge=0,
+        description="the step of load_path to start from, if not its newest; without load_path, that to go on from",
+    )
     load_module_only: bool = Field(False, description="take the parameters of load_path alone: a new optimizer")
+    load_states: bool = Field(
+        True, description="take the optimizer of load_path too; else a new one goes on from there"
+    )
     restart_step_count: bool = Field(False, description="count the steps from 0 after load_path")
     save_on_oom: bool = Field(True, description="out of memory in a backward pass: save, then end")
     resize_modules: bool = Field(False, description="weights to start from may have fewer or more rows (languages, …)")
     strict_loading: bool = Field(True, description="weights to start from must hold every parameter, and no other")
     gradient_checkpointing: bool = Field(False, description="recompute the blocks in the backward pass")
+    detect_grad_anomaly: bool = Field(
+        False, description="name the operation whose gradient is the first not to be finite; slow"
+    )
     weight_dtype: DType = Field("float32", description="of the matrix products under amp")
     amp: bool = Field(False, description="automatic mixed precision in weight_dtype; parameters stay float32")
     backend: Literal["local", "ddp", "deepspeed", "accelerate"] = Field("local", description="how the engine runs")

@@ -147,7 +147,8 @@ class _Repair:
         for step in item["loc"]:
             child = _layers.child(node, step)
             inner = None if annotation is None else descend(annotation, step)
-            if child is _layers.ABSENT and inner is None and item["type"] != "missing":
+            section = any(is_section(member) for member in members(annotation))
+            if child is _layers.ABSENT and (inner is None or not section) and item["type"] != "missing":
                 continue
             path += (step,)
             node, annotation = child, inner

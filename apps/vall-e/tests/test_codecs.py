@@ -1,5 +1,7 @@
 """The published codecs' real architectures with random weights, and what is said when weights are missing."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -50,10 +52,14 @@ def check(codec, seconds=1.0):
     assert abs(len(decoded) - len(samples)) <= 2 * codec.sample_rate / codec.frame_rate
     assert np.isfinite(decoded).all()
     assert codec.decode(codes[:0]).shape == (0,)
+    assert codec.mix(codes, codes[::-1], 0.25).shape == codes.shape
     return codes
 
 
 def test_encodec(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Encodec.load(folder)
     check(Encodec.load(folder))
     check(Encodec.load(folder / WEIGHTS))
 
@@ -80,6 +86,26 @@ def test_dac(tmp_path):
     config = DacConfig(encoder_hidden_size=8, decoder_hidden_size=64, n_codebooks=9, sampling_rate=44100)
     DacModel(config).save_pretrained(tmp_path)
     check(Dac.load(tmp_path), 0.5)
+
+
+def test_a_hub_out_of_reach_is_asked_once(monkeypatch, tmp_path):
+    import huggingface_hub
+    from vall_e.codecs.dac import Dac
+
+    asked = []
+
+    class Unreachable:
+        def head(self, url, timeout):
+            asked.append(url)
+            raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "get_session", Unreachable)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CodecUnavailable, match=r"Vocos' weights are not here \(no network\)"):
+        Vocos.load(None)
+    with pytest.raises(CodecUnavailable, match=r"DAC's weights are not here \(no network\): put config.json and model"):
+        Dac.load(None)
+    assert len(asked) == 2
 
 
 def test_missing_weights_say_which_file_goes_where(tmp_path):

@@ -1,6 +1,9 @@
 import dataclasses
 import io
 import pickle
+import socket
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -10,13 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samplers import GroupBalancedSampler, RandomSampler
+from vall_e.cli import data as cli
+from vall_e.codecs.load import published
 from vall_e.config import Config, Dataset
 from vall_e.data.batches import Loader, TrainingSet
 from vall_e.data.enc import read_enc
 from vall_e.data.folder import FolderDataset
 from vall_e.data.open import DatasetOf
 from vall_e.data.order import CutBatches, batch_sampler
-from vall_e.data.shards import parse_shard, write_index
+from vall_e.data.shards import find_shards, parse_shard, write_index
 from vall_e.data.similar import most_similar
 from vall_e.data.store import CodecInfo, DatasetError, DatasetFile, Utterance, write_dataset
 from vall_e.data.tasks import PromptRules, Prompts, Tasks
@@ -51,7 +56,7 @@ def file(tmp_path):
 
 def test_existing_datasets_read_alike_from_hdf5_and_from_files(golden):
     file = DatasetFile(golden / "dataset/data.h5")
-    folder = FolderDataset(golden / "dataset/data", golden / "dataset/metadata", 75.0)
+    folder = FolderDataset(golden / "dataset/data", golden / "dataset/metadata", published("encodec"))
     (entry,) = folder.entries("training", ["G1/s1"])
     assert file.entries("training", ["G1/s1"])[0].key == entry.key
     a, b = file.read(entry.key), folder.read(entry.key)
@@ -74,7 +79,7 @@ def write_sft(folder, u: Utterance) -> None:
 def test_a_folder_of_tensors_is_read(tmp_path, file):
     entry = file.entries("training", ["*/*"])[0]
     write_sft(tmp_path / "data", file.read(entry.key))
-    folder = FolderDataset(tmp_path / "data", None, 10.0)
+    folder = FolderDataset(tmp_path / "data", None, CODEC)
     (found,) = folder.entries("training", ["g/s0"])
     assert found.frames == entry.frames
     np.testing.assert_array_equal(folder.read(found.key).codes, file.read(entry.key).codes)
@@ -118,7 +123,7 @@ def test_what_a_folder_holds_is_remembered_until_it_changes(tmp_path, monkeypatc
     rows = list(utterances(speakers=1))
 
     def entries():
-        dataset = FolderDataset(tmp_path / "data", tmp_path / "metadata", 10.0, index=tmp_path / "index")
+        dataset = FolderDataset(tmp_path / "data", tmp_path / "metadata", CODEC, index=tmp_path / "index")
         return dataset.entries("training", ["*/*"])
 
     for u in rows[:2]:
@@ -172,6 +177,51 @@ def test_every_truncation_of_an_enc_file_is_one_error(golden, tmp_path):
         (tmp_path / "cut.enc").write_bytes(whole[:length])
         with pytest.raises(DatasetError, match=r"cut.enc"):
             read_enc(tmp_path / "cut.enc")
+
+
+def write_enc(path, pickled: bytes) -> None:
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, {"descr": "|O", "fortran_order": False, "shape": ()})
+    path.write_bytes(out.getvalue() + pickled)
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        # A string, and an array, of more bytes than any memory has.
+        b"\x80\x04\x8d" + (2**62).to_bytes(8, "little"),
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(L4611686018427387904L\ntS'b'\ntR.",
+        b"cnumpy\nndarray\n(I99999999999999\ntR.",
+    ],
+)
+def test_an_enc_file_that_asks_for_all_memory_is_one_error(tmp_path, pickled):
+    write_enc(tmp_path / "huge.enc", pickled)
+    with pytest.raises(DatasetError, match=r"huge.enc: not a readable .enc file: \w+"):
+        read_enc(tmp_path / "huge.enc")
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (np.full((1, 2, 30), 8), "codes 8 to 8, expected 0 to 7"),
+        (np.full((1, 2, 30), -1), "codes -1 to -1, expected 0 to 7"),
+        (np.zeros((1, 3, 30), int), r"up to 2 levels \(melvq\), found \[30, 3\]"),
+        (np.zeros((40, 2), int), r"found int64 \[40, 2\]"),
+    ],
+)
+def test_codes_that_no_codec_made_are_refused(tmp_path, codes, message):
+    path = tmp_path / "data/g/s/u.enc"
+    path.parent.mkdir(parents=True)
+    write_enc(path, pickle.dumps({"codes": codes, "metadata": {"phonemes": "a"}}))
+    with pytest.raises(DatasetError, match=f"u.enc: .*{message}"):
+        FolderDataset(tmp_path / "data", None, CODEC).read("training/g/s/u")
+
+
+def test_codes_without_a_batch_are_levels_first_too(tmp_path):
+    codes = np.arange(16).reshape(2, 8) % 8
+    for name, written in (("a", codes), ("b", codes[None])):
+        write_enc(tmp_path / f"{name}.enc", pickle.dumps({"codes": written, "metadata": {}}))
+        np.testing.assert_array_equal(read_enc(tmp_path / f"{name}.enc")[0], codes.T)
 
 
 @pytest.mark.parametrize("length", [0, 100, 2000, 5000])
@@ -316,6 +366,92 @@ def test_files_of_a_divided_preparation_become_one_dataset(tmp_path):
     write_dataset(tmp_path / "data.1-of-2.h5", rows[:1], NaiveTokenizer({"a": 1}), other)
     with pytest.raises(DatasetError, match="different codecs"):
         write_index(tmp_path / "index.h5", sorted(tmp_path.glob("data.*-of-2.h5")))
+
+
+def test_an_index_needs_all_parts_of_one_division(tmp_path):
+    path = tmp_path / "data.h5"
+    with pytest.raises(DatasetError, match=r"no shard to index \(expected data.1-of-N.h5"):
+        find_shards(path)
+    rows = list(utterances(speakers=1))
+    write_dataset(tmp_path / "data.1-of-2.h5", rows[:3], NaiveTokenizer(), CODEC)
+    with pytest.raises(DatasetError, match=r"1 of 2 shards missing: data.2-of-2.h5"):
+        find_shards(path)
+    write_dataset(tmp_path / "data.2-of-2.h5", rows[3:], NaiveTokenizer(), CODEC)
+    assert write_index(path, find_shards(path)) == 6
+    (tmp_path / "data.1-of-3.h5").touch()
+    with pytest.raises(DatasetError, match=r"several divisions: data.1-of-2.h5, data.1-of-3.h5, data.2-of-2.h5"):
+        find_shards(path)
+    # Parts that go missing later are named.
+    (tmp_path / "data.2-of-2.h5").unlink()
+    with pytest.raises(DatasetError, match=r"data.2-of-2.h5: this part of data.h5 is missing"):
+        DatasetFile(path).entries("training", ["*/*"])
+    write_dataset(tmp_path / "data.2-of-2.h5", rows[4:], NaiveTokenizer(), CODEC)
+    with pytest.raises(DatasetError, match=r"training/g/s0/u3 left its part; run `vall-e-data index` again"):
+        DatasetFile(path).entries("training", ["*/*"])
+
+
+FOLDER = "audio_backend: encodec\ndataset: {training: ['g/s0'], validation: ['g/s1'], noise: ['g/s2']}\n"
+
+
+def packed(tmp_path, *arguments):
+    return cli.main(["hdf5", "--yaml", str(tmp_path / "config.yaml"), *arguments])
+
+
+def test_a_folder_is_packed_once_with_its_noise_and_without_repeats(tmp_path, capsys):
+    for u in utterances():
+        write_sft(tmp_path / "data", dataclasses.replace(u, codes=np.tile(u.codes, 4)))
+    (tmp_path / "config.yaml").write_text(FOLDER)
+    assert packed(tmp_path) == 0
+    file = DatasetFile(tmp_path / "data.h5")
+    assert [len(file.entries(s, ["*/*"])) for s in ("training", "validation", "noise")] == [6, 6, 6]
+    noise = file.read("noise/g/s2/u0")
+    assert (noise.phonemes, noise.codes.shape[1]) == ("", 8)
+    file.close()
+    before = (tmp_path / "data.h5").read_bytes()
+    (tmp_path / "config.yaml").write_text(FOLDER.replace("['g/s1']", "['g/*']"))
+    assert packed(tmp_path) == 1
+    assert "exists; move it away, or have it replaced with --force" in capsys.readouterr().err
+    assert packed(tmp_path, "--force") == 1
+    assert "g/s0/u0 matches dataset.validation ['g/*'] and dataset.training too" in capsys.readouterr().err
+    assert (tmp_path / "data.h5").read_bytes() == before
+
+
+def test_noise_of_existing_datasets_needs_no_text(tmp_path):
+    with h5py.File(tmp_path / "data.h5", "w") as f:
+        f.create_group("noise/g/s/n")["audio"] = np.zeros((20, 8), np.int16)
+        f["noise/g/s/n"].attrs["duration"] = 0.3
+    file = DatasetFile(tmp_path / "data.h5")
+    assert file.entries("noise", ["*/*"])[0].frames == 20
+    assert file.read("noise/g/s/n").codes.shape == (20, 8)
+
+
+FILL_THE_DISK = """
+import resource, sys
+from pathlib import Path
+import h5py, numpy as np
+from vall_e.data.store import *
+from vall_e.tokenizer import NaiveTokenizer
+u = Utterance("", np.random.default_rng(0).integers(0, 1024, (200, 8)), np.array([1, 40, 2]), "a", "a", "en", 1.0)
+rows = (dataclasses.replace(u, key=f"training/g/s/u{i}") for i in range(300))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+    write_dataset(Path(sys.argv[1]), rows, NaiveTokenizer(), CodecInfo("melvq", "x", 8, 1024, 10.0))
+except OSError as e:
+    print(f"{e.filename}: {e.strerror}", end="")
+"""
+
+
+@pytest.mark.parametrize("limit", [50, 3000, 200_000])
+def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path, limit):
+    (tmp_path / "data.h5").write_bytes(b"the one before")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f".data.h5.{socket.gethostname()}~{dead.pid}~01234567.tmp").touch()
+    program = [sys.executable, "-c", "import dataclasses" + FILL_THE_DISK, str(tmp_path / "data.h5"), str(limit)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path}/data.h5: File too large", "")
+    assert [p.name for p in tmp_path.iterdir()] == ["data.h5"]
+    assert (tmp_path / "data.h5").read_bytes() == b"the one before"
 
 
 @pytest.mark.parametrize("text", ["3", "0/4", "5/4", "a/b", "1/"])

@@ -33,3 +33,16 @@ def test_the_same_calls_in_new_processes_give_the_same_speech():
 def test_kanji_need_a_converter():
     with pytest.raises(ValueError, match="kana"):
         espeak.phonemize("日本", "ja")
+
+
+@pytest.mark.parametrize("control", ["\0", "\x01", "\x1b", "\n", "\x85"])
+def test_control_characters_cut_nothing_off(control):
+    assert espeak.phonemize(f"Hello{control}world.") == espeak.phonemize("Hello world.")
+    lengths = [len(espeak.speak(text, "en-us")) for text in (f"Hello{control}world.", "Hello world.")]
+    assert abs(lengths[0] - lengths[1]) < 100
+
+
+def test_a_language_without_a_voice_is_found_before_there_is_a_text():
+    espeak.check_language("ja")
+    with pytest.raises(espeak.UnknownVoice, match="xx"):
+        espeak.check_language("xx")

@@ -1,5 +1,5 @@
 import pytest
-from vall_e.data.transcripts import find_recordings
+from vall_e.data.transcripts import find_noise, find_recordings
 
 
 def put(folder, *names):
@@ -53,3 +53,40 @@ def test_equal_texts_go_to_the_same_split(tmp_path):
         splits.setdefault(r.text, set()).add(r.split)
     assert all(len(s) == 1 for s in splits.values())
     assert {"training", "validation"} == {s for each in splits.values() for s in each}
+
+
+def test_files_that_are_not_utf8_are_named_and_the_others_used(tmp_path):
+    put(tmp_path, "s/one.wav", "s/two.wav", "s/three.wav")
+    (tmp_path / "s/one.txt").write_bytes("Grüße".encode("latin-1"))
+    (tmp_path / "s/two.txt").write_bytes("\ufeffTwo\0 words.".encode())
+    (tmp_path / "metadata.csv").write_bytes("three|schön".encode("latin-1"))
+    (tmp_path / "list.txt").write_bytes("\ufeffthree: Three.".encode())
+    found = find_recordings(tmp_path)
+    assert texts(found) == {"two": "Two  words.", "three": "Three."}
+    assert {p.name: reason for p, reason in found.skipped} == {
+        "one.wav": "one.txt is not UTF-8 (byte 0xfc at 2): save it as UTF-8",
+        "metadata.csv": "metadata.csv is not UTF-8 (byte 0xf6 at 9): save it as UTF-8",
+    }
+
+
+def test_links_that_lead_nowhere_and_empty_texts_say_so(tmp_path):
+    put(tmp_path, "s/empty.wav", "s/lost.wav", "s/said.wav")
+    (tmp_path / "s/empty.txt").write_text(" \n")
+    (tmp_path / "s/gone.wav").symlink_to("/nowhere/gone.wav")
+    (tmp_path / "s/lost.txt").symlink_to("/nowhere/lost.txt")
+    (tmp_path / "s/said.txt").write_text("Anna: a sidecar is no list.")
+    found = find_recordings(tmp_path)
+    assert texts(found) == {"said": "Anna: a sidecar is no list."}
+    assert {p.name: reason for p, reason in found.skipped} == {
+        "empty.wav": "its transcript empty.txt is empty",
+        "gone.wav": "a link to /nowhere/gone.wav, which does not exist",
+        "lost.wav": "its transcript lost.txt is a link to /nowhere/lost.txt, which does not exist",
+    }
+
+
+def test_noise_needs_no_transcripts(tmp_path):
+    put(tmp_path, "street/cars/1.wav", "rain.flac")
+    (tmp_path / "gone.wav").symlink_to("nowhere.wav")
+    found = find_noise(tmp_path)
+    assert [r.key for r in found.recordings] == [f"noise/{tmp_path.name}/{tmp_path.name}/rain", "noise/street/cars/1"]
+    assert [p.name for p, _ in found.skipped] == ["gone.wav"]

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vall_e.text import printable
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -88,6 +90,17 @@ def _library() -> _Espeak:
     return _Espeak()
 
 
+def check_language(language: str) -> None:
+    """Raise what `phonemize` raises before it sees a text.
+
+    Raises:
+        UnknownVoice: there is no voice for the language.
+        EspeakUnavailable: the `espeak` extra is missing.
+    """
+    with _lock:
+        _library().set_voice(VOICE_OF_LANGUAGE.get(language, language))
+
+
 def speak(text: str, voice: str, *, rate: int = 175, pitch: int = 50) -> np.ndarray:
     """Speak `text` into int16 samples [T] at `SAMPLE_RATE`.
 
@@ -109,6 +122,7 @@ def speak(text: str, voice: str, *, rate: int = 175, pitch: int = 50) -> np.ndar
     with _lock:
         library = _library()
         library.set_voice(voice)
+        text = printable(text)
         library.lib.espeak_SetParameter(_RATE, rate, 0)
         library.lib.espeak_SetParameter(_PITCH, pitch, 0)
         library.lib.espeak_ng_SetRandSeed(_NOISE_SEED)
@@ -124,7 +138,7 @@ def phonemize(text: str, language: str = "en") -> str:
     """The IPA phonemes of `text`, punctuation kept, as existing VALL-E datasets hold them.
 
     espeak-ng phonemises one clause a call and drops its punctuation; it is put back here. Language flags
-    that espeak-ng inserts at foreign words, such as `(en)`, are removed.
+    that espeak-ng inserts at foreign words, such as `(en)`, are removed. Control characters count as spaces.
 
     Args:
         text: a sentence or more.
@@ -135,6 +149,7 @@ def phonemize(text: str, language: str = "en") -> str:
     """
     if language == "ja" and _KANJI.search(text):
         raise ValueError(f"espeak-ng reads kanji as Chinese: convert this text to kana first: {text!r}")
+    text = printable(text)
     with _lock:
         library = _library()
         library.set_voice(VOICE_OF_LANGUAGE.get(language, language))

@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        print("vall-e-data: interrupted; the same command does it again, and what was encoded is kept", file=sys.stderr)
+        return 130
 
+
+def _run(args: argparse.Namespace) -> int:
     from basecfg import ConfigError
 
     from vall_e.config import Config
@@ -27,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         print(e, file=sys.stderr)
         return 2
     except (ValueError, OSError, EspeakUnavailable) as e:
-        print(f"vall-e-data: {e}", file=sys.stderr)
+        known = isinstance(e, OSError) and e.filename and e.strerror
+        print(f"vall-e-data: {f'{e.filename}: {e.strerror}' if known else e}", file=sys.stderr)
         return 1
 
 
@@ -41,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("folder", type=Path, help="where the recordings are")
             sub.add_argument("--language", default="en", help="of the transcripts (%(default)s)")
             sub.add_argument("--speaker", help="of all recordings; by default the folder each lies in")
-            sub.add_argument("--validation", type=float, default=0.05, help="share of texts held out (%(default)s)")
+            sub.add_argument("--validation", type=_share, default=0.05, help="share of texts held out (%(default)s)")
         sub.add_argument("--yaml", type=Path, required=True, help="the configuration; data.h5 lies beside it")
         sub.set_defaults(run=run)
         return sub
@@ -55,20 +63,47 @@ def _parser() -> argparse.ArgumentParser:
         "it goes on where it was. Divided over jobs, fit the codec first, then index.",
         folder=True,
     )
+    prepare.add_argument("--noise", type=Path, metavar="FOLDER", help="recordings of background noise, for ns, sr, nse")
     prepare.add_argument("--shard", metavar="K/N", help="prepare the k-th of n parts, into a file of its own")
     command("fit", _fit, "fit the codec alone, for jobs that then share it", folder=True)
     command("index", _index, "make one dataset of the files of a divided preparation")
     similar = command("metadata", _metadata, "write metadata/ anew, with the utterances that sound most alike")
-    similar.add_argument("--similar", type=int, default=8, help="of them for each utterance (%(default)s)")
-    command("hdf5", _hdf5, "pack a folder of encoded utterances (data/) into data.h5")
+    similar.add_argument("--similar", type=_count, default=8, help="of them for each utterance (%(default)s)")
+    pack = command("hdf5", _hdf5, "pack a folder of encoded utterances (data/) into data.h5")
+    pack.add_argument("--force", action="store_true", help="replace a data.h5 that is there")
     command("validate", _validate, "read every utterance and list those that cannot be used")
     command("list", _list, "the speakers of each split, with utterances and minutes")
     look = command("inspect", _inspect, "what is known of one utterance")
     look.add_argument("key", help="split/group/speaker/id")
     hear = command("sample", _sample, "decode some utterances to WAV files, to listen to")
-    hear.add_argument("--count", type=int, default=8, help="of each split (%(default)s)")
+    hear.add_argument("--count", type=_count, default=8, help="of each split (%(default)s)")
     hear.add_argument("--out", type=Path, default=Path("samples"), help="the folder (%(default)s)")
     return parser
+
+
+def _count(text: str) -> int:
+    """An argument that counts.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no whole number of 0 or more.
+    """
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of 0 or more, found {text!r}")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    """An argument from 0 to 1.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not.
+    """
+    try:
+        if 0 <= float(text) <= 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, found {text!r}")
 
 
 def _write_starter(path: Path) -> None:
@@ -84,8 +119,11 @@ def _write_starter(path: Path) -> None:
 def _prepare(cfg: Config, args: argparse.Namespace) -> int:
     from vall_e.data.prepare import prepare, report
     from vall_e.data.shards import parse_shard
+    from vall_e.data.transcripts import find_noise
 
     found = _found(args)
+    if args.noise is not None:
+        found.add(find_noise(args.noise))
     shard = parse_shard(args.shard) if args.shard else None
     report(prepare(cfg, found.recordings, found.skipped, shard=shard))
     return 0
@@ -106,10 +144,10 @@ def _fit(cfg: Config, args: argparse.Namespace) -> int:
 
 
 def _index(cfg: Config, args: argparse.Namespace) -> int:
-    from vall_e.data.shards import write_index
+    from vall_e.data.shards import find_shards, write_index
 
     path = cfg.hdf5_path
-    shards = sorted(path.parent.glob(f"{path.stem}.*-of-*{path.suffix}"))
+    shards = find_shards(path)
     print(f"{path}: {write_index(path, shards)} utterances in {len(shards)} files")
     return 0
 
@@ -156,11 +194,23 @@ def _hdf5(cfg: Config, args: argparse.Namespace) -> int:
     info = published(cfg.audio_backend)
     if info is None:
         raise DatasetError(f"audio_backend: data/ holds codes of encodec, vocos or dac; found {cfg.audio_backend}")
+    if cfg.hdf5_path.exists() and not args.force:
+        raise DatasetError(f"{cfg.hdf5_path} exists; move it away, or have it replaced with --force")
     tokenizer = cfg.chosen_tokenizer() or NaiveTokenizer()
     metadata = cfg.metadata_dir if cfg.dataset.use_metadata else None
-    folder = FolderDataset(cfg.data_dir, metadata, info.frame_rate, tokenizer)
-    entries = folder.entries("training", cfg.dataset.training) + folder.entries("validation", cfg.dataset.validation)
-    utterances = Bar((folder.read(e.key) for e in entries), "packing", len(entries))
+    folder = FolderDataset(cfg.data_dir, metadata, info, tokenizer)
+    patterns = {"training": cfg.dataset.training, "validation": cfg.dataset.validation, "noise": cfg.dataset.noise}
+    keys: dict[str, str] = {}  # group/speaker/id to the split's key
+    for split in (s for s in patterns if patterns[s]):
+        for entry in folder.entries(split, patterns[split]):
+            name = entry.key.partition("/")[2]
+            if other := keys.get(name):
+                raise DatasetError(
+                    f"{folder.path}: {name} matches dataset.{split} {patterns[split]} and dataset."
+                    f"{other.partition('/')[0]} too; an utterance belongs to one split, so change the patterns"
+                )
+            keys[name] = entry.key
+    utterances = Bar((folder.read(key) for key in keys.values()), "packing", len(keys))
     count = write_dataset(cfg.hdf5_path, utterances, tokenizer, info)
     print(f"{cfg.hdf5_path}: {count} utterances")
     return 0
@@ -176,14 +226,15 @@ def _validate(cfg: Config, args: argparse.Namespace) -> int:
     for reason, count in data.left_out.items():
         if count:
             print(f"left out: {count} utterances {reason}")
-    print(f"{sum(map(len, data.splits.values())) - len(bad)} utterances can be used, {len(bad)} cannot")
+    print(f"{sum(map(len, [*data.splits.values(), data.noise])) - len(bad)} utterances can be used, {len(bad)} cannot")
     return 1 if bad else 0
 
 
 def _list(cfg: Config, args: argparse.Namespace) -> int:
     from vall_e.data.open import DatasetOf
 
-    for split, entries in DatasetOf(cfg).splits.items():
+    data = DatasetOf(cfg)
+    for split, entries in [*data.splits.items(), ("noise", data.noise)]:
         speakers: dict[str, list[float]] = {}
         for e in entries:
             speakers.setdefault(e.speaker, []).append(e.duration)
@@ -210,7 +261,7 @@ def _sample(cfg: Config, args: argparse.Namespace) -> int:
     data = DatasetOf(cfg)
     if data.codec is None:
         raise DatasetError(data.without_codec)
-    for split, entries in data.splits.items():
+    for split, entries in [*data.splits.items(), ("noise", data.noise)]:
         for e in entries[: args.count]:
             path = args.out / split / f"{e.key.replace('/', '_')}.wav"
             audio.write_wav(path, data.codec.decode(data.file.read(e.key).codes), data.codec.sample_rate)

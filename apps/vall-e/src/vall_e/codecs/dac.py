@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vall_e.codecs.codec import CodecUnavailable
+from vall_e.codecs.codec import CodecUnavailable, mix_samples
+from vall_e.codecs.hub import folder_of
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+FILES = ("config.json", "model.safetensors")
 
 
 class Dac:
@@ -27,6 +31,7 @@ class Dac:
     frame_rate = 44100 / 512
     levels = 9
     entries = 1024
+    mix = mix_samples
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model.eval()
@@ -43,11 +48,11 @@ class Dac:
         except ImportError as e:
             raise CodecUnavailable("the dac codec needs transformers: pip install 'vall-e[dac]'") from e
         try:
-            return cls(DacModel.from_pretrained(str(path) if path is not None else "descript/dac_44khz"))
-        except (OSError, ValueError) as e:
+            return cls(DacModel.from_pretrained(str(path or folder_of("descript/dac_44khz", FILES))))
+        except Exception as e:  # whatever the hub's client raises without a network
             raise CodecUnavailable(
-                f"DAC's weights are not here ({str(e).splitlines()[0]}): put config.json and model.safetensors into a "
-                "folder and name it in codec.path"
+                f"DAC's weights are not here ({(str(e).splitlines() or [type(e).__name__])[0]}): put "
+                f"{' and '.join(FILES)} into a folder and name it in codec.path"
             ) from e
 
     @torch.inference_mode()

@@ -5,13 +5,17 @@ Its published weights are for non-commercial use (CC BY-NC 4.0).
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from vall_e.codecs.codec import CodecUnavailable
+from vall_e.codecs.codec import CodecUnavailable, mix_samples
+from vall_e.codecs.hub import folder_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +39,7 @@ class Encodec:
     frame_rate = 75.0
     levels = 8
     entries = 1024
+    mix = mix_samples
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model.eval()
@@ -83,21 +88,26 @@ class Vocos(Encodec):
             from vocos import Vocos as Model
         except ImportError as e:
             raise CodecUnavailable("the vocos codec needs its package: pip install 'vall-e[vocos,encodec]'") from e
-        if path is None:
-            try:
-                decoder = Model.from_pretrained("charactr/vocos-encodec-24khz")
-            except Exception as e:  # whatever the hub's client raises without a network
-                raise _not_here("Vocos' weights", VOCOS_FILES, e) from e
-            return cls(_encodec(None), decoder)
-        folder = path if path.is_dir() else path.parent
+        try:
+            folder = folder_of("charactr/vocos-encodec-24khz", VOCOS_FILES) if path is None else path
+        except Exception as e:  # whatever the hub's client raises without a network
+            raise _not_here("Vocos' weights", VOCOS_FILES, e) from e
+        folder = folder if folder.is_dir() else folder.parent
         for name in VOCOS_FILES:
             if not (folder / name).is_file():
                 raise _not_here("Vocos' weights", VOCOS_FILES, f"{folder / name} does not exist")
-        decoder = Model.from_hparams(str(folder / VOCOS_FILES[0]))
+        try:
+            with _quiet():
+                decoder = Model.from_hparams(str(folder / VOCOS_FILES[0]))
+        except OSError as e:  # it has EnCodec's codebooks downloaded
+            raise CodecUnavailable(
+                f"EnCodec's weights, which Vocos reads, are not here ({e}): put {WEIGHTS} into "
+                f"{torch.hub.get_dir()}/checkpoints"
+            ) from e
         # Some files hold EnCodec's own tensors too, and none holds all of its buffers.
         decoder.load_state_dict(torch.load(folder / VOCOS_FILES[1], weights_only=True), strict=False)
-        weights = folder / WEIGHTS
-        return cls(_encodec(weights) if weights.is_file() else None, decoder)
+        weights = None if path is None else folder / WEIGHTS
+        return cls(_encodec(weights) if weights is None or weights.is_file() else None, decoder)
 
     def encode(self, samples: np.ndarray) -> np.ndarray:
         if not hasattr(self, "model"):
@@ -123,17 +133,25 @@ def _encodec(path: Path | None) -> nn.Module:
         from encodec import EncodecModel
     except ImportError as e:
         raise CodecUnavailable("the encodec codec needs its package: pip install 'vall-e[encodec]'") from e
-    if path is None:
-        try:
-            return EncodecModel.encodec_model_24khz(pretrained=True)
-        except Exception as e:  # whatever the download raises
-            raise _not_here("EnCodec's weights", (WEIGHTS,), e) from e
-    path = path / WEIGHTS if path.is_dir() else path
-    if not path.is_file():
+    path = path / WEIGHTS if path is not None and path.is_dir() else path
+    if path is not None and not path.is_file():
         raise _not_here("EnCodec's weights", (WEIGHTS,), f"{path} does not exist")
-    model = EncodecModel.encodec_model_24khz(pretrained=False)
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    try:
+        with _quiet():
+            model = EncodecModel.encodec_model_24khz(pretrained=path is None)
+    except Exception as e:  # whatever the download raises
+        raise _not_here("EnCodec's weights", (WEIGHTS,), e) from e
+    if path is not None:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch says for each of EnCodec's layers: that they use weight_norm, which is deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*weight_norm", FutureWarning)
+        yield
 
 
 def _not_here(what: str, files: tuple[str, ...], why: object) -> CodecUnavailable:

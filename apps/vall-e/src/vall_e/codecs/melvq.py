@@ -67,9 +67,21 @@ class MelVQ:
 
     def encode(self, samples: np.ndarray) -> np.ndarray:
         """Samples [T] at `sample_rate` to codes uint16 [frames, levels]."""
+        return self._quantized(mel.log_mel(torch.from_numpy(samples)))
+
+    def mix(self, codes: np.ndarray, other: np.ndarray, scale: float) -> np.ndarray:
+        """The codes of both sounds at once, the second one scaled in amplitude; both [frames, levels], as many.
+
+        No phases are needed: those of two sounds have nothing to do with each other, so their powers add.
+        """
+        one, two = (self.decode_mel(c).exp() for c in (codes, other))
+        return self._quantized(torch.hypot(one, scale * two).log())
+
+    def _quantized(self, frames: Tensor) -> np.ndarray:
+        """Log-mel frames [F, BANDS] to codes uint16 [ceil(F / stack), levels]."""
         import numpy as np
 
-        residual = _stacked(torch.from_numpy(samples), self.stack) - self.mean
+        residual = _stacked(frames, self.stack) - self.mean
         codes = np.empty((residual.shape[0], self.levels), np.uint16)
         for level, (book, half_norm) in enumerate(zip(self.codebooks, self._half_norms, strict=True)):
             index = _nearest(residual, book, half_norm)
@@ -141,7 +153,7 @@ def fit(
         ValueError: fewer stacked frames than entries.
     """
     generator = torch.Generator().manual_seed(seed)
-    vectors = torch.cat([_stacked(torch.from_numpy(x), stack) for x in recordings])
+    vectors = torch.cat([_stacked(mel.log_mel(torch.from_numpy(x)), stack) for x in recordings])
     if vectors.shape[0] < entries:
         raise ValueError(
             f"melvq needs at least {entries} stacked frames to fit {entries} entries, found {vectors.shape[0]}: "
@@ -161,9 +173,8 @@ def fit(
     return MelVQ(codebooks=torch.stack(books), mean=mean)
 
 
-def _stacked(samples: Tensor, stack: int) -> Tensor:
-    """Log-mel frames of samples [T], `stack` to a row: [ceil(frames / stack), stack * BANDS]."""
-    frames = mel.log_mel(samples)
+def _stacked(frames: Tensor, stack: int) -> Tensor:
+    """Log-mel frames [F, BANDS], `stack` to a row: [ceil(F / stack), stack * BANDS]."""
     missing = -frames.shape[0] % stack
     if missing:
         frames = torch.cat([frames, frames.new_full((missing, mel.BANDS), mel.FLOOR)])

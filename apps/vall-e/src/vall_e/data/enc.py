@@ -22,6 +22,11 @@ _ALLOWED = {
 }
 
 
+# What a damaged or hostile pickle raises besides: an array or a length that no memory holds, among others.
+_DAMAGED = (pickle.PickleError, MemoryError, OverflowError, RecursionError)
+_LEVELS = 32  # more than any codec has, fewer than an utterance has frames
+
+
 class _ArraysOnly(pickle.Unpickler):
     """Rebuilds numpy arrays and plain values; anything else in the pickle is refused before it runs."""
 
@@ -32,23 +37,26 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def read_enc(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """(codes int64 [T, levels], metadata) of a file.
+    """(codes int64 [T, levels], metadata) of a file; they are stored levels first, [1, levels, T] or [levels, T].
 
     Raises:
-        DatasetError: the file is missing, damaged, or would run code.
+        DatasetError: the file is missing, damaged, would run code, or asks for more memory than there is.
     """
     try:
         with path.open("rb") as f:
             held = _read_object(f)
         codes = np.asarray(held["codes"])
         metadata = dict(held.get("metadata") or {})
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, IndexError, pickle.PickleError) as e:
-        raise DatasetError(f"{path}: not a readable .enc file: {e or type(e).__name__}") from e
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, *_DAMAGED) as e:
+        raise DatasetError(f"{path}: not a readable .enc file: {str(e) or type(e).__name__}") from e
     if codes.ndim == 3 and codes.shape[0] == 1:
-        codes = codes[0].T  # 1, levels, T
-    if codes.ndim != 2 or codes.dtype.kind not in "iu":
-        raise DatasetError(f"{path}: expected integer codes [1, levels, T], found {codes.dtype} {list(codes.shape)}")
-    return codes.astype(np.int64), metadata
+        codes = codes[0]
+    if codes.ndim != 2 or codes.dtype.kind not in "iu" or len(codes) > _LEVELS:
+        raise DatasetError(
+            f"{path}: expected integer codes [1, levels, T] of up to {_LEVELS} levels, found {codes.dtype} "
+            f"{list(codes.shape)}"
+        )
+    return codes.T.astype(np.int64), metadata
 
 
 def _read_object(f: IO[bytes]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class FolderDataset:
     Args:
         data: the folder of codes.
         metadata: the folder of `{group}/{speaker}.json`; None reads lengths and texts from each file instead.
-        frame_rate: codes a second, to tell lengths from durations.
+        codec: what the codes mean.
         tokenizer: phonemes to ids; the naive one by default.
         index: the folder in which what the dataset holds is remembered; None for none.
 
@@ -33,18 +33,18 @@ class FolderDataset:
         DatasetError: the folder does not exist.
     """
 
-    codec: CodecInfo | None = None
-
     def __init__(
         self,
         data: Path,
         metadata: Path | None,
-        frame_rate: float,
+        codec: CodecInfo,
         tokenizer: Tokenizer | None = None,
         index: Path | None = None,
     ) -> None:
         self._index = index
-        self.path, self.metadata, self.frame_rate = data, metadata, frame_rate
+        self.path, self.metadata = data, metadata
+        self.codec: CodecInfo | None = codec
+        self.frame_rate = codec.frame_rate
         self.tokenizer: Tokenizer = tokenizer or NaiveTokenizer()
         self._cache: dict[str, Utterance] = {}
         if not data.is_dir():
@@ -105,19 +105,29 @@ class FolderDataset:
                 raise DatasetError(f"{stem}: no such utterance ({' or '.join(SUFFIXES)})")
             codes, metadata = read_enc(path) if path.suffix == ".enc" else _read_sft(path)
             try:
+                self._check(codes)
                 self._cache[key] = self._utterance(key, codes, metadata)
             except (KeyError, ValueError) as e:
                 raise DatasetError(f"{path}: {e}") from e
         return self._cache[key]
 
+    def _check(self, codes: np.ndarray) -> None:
+        assert self.codec is not None
+        levels, entries = self.codec.levels, self.codec.entries
+        if codes.ndim != 2 or codes.shape[1] > levels:
+            raise ValueError(f"expected codes of up to {levels} levels ({self.codec.name}), found {list(codes.shape)}")
+        if codes.size and not 0 <= codes.min() <= codes.max() < entries:
+            raise ValueError(f"codes {codes.min()} to {codes.max()}, expected 0 to {entries - 1} ({self.codec.name})")
+
     def _utterance(self, key: str, codes: np.ndarray, metadata: dict[str, Any]) -> Utterance:
         length, rate = metadata.get("original_length"), metadata.get("sample_rate")
+        phonemes = "" if key.startswith("noise/") else metadata["phonemes"]
         return Utterance(
             key=key,
             codes=codes,
-            phone_ids=np.array(self.tokenizer.encode(metadata["phonemes"])),
+            phone_ids=np.array(self.tokenizer.encode(phonemes)),
             text=metadata.get("text", ""),
-            phonemes=metadata["phonemes"],
+            phonemes=phonemes,
             language=metadata.get("language", "en"),
             duration=length / rate if length and rate else len(codes) / self.frame_rate,
         )

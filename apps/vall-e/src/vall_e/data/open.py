@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ class DatasetOf:
         noise: the entries of background noise.
         left_out: reason to number of utterances.
         info: what the codes mean.
-        codec: to hear them; None when it is not here, with the reason in `without_codec`.
+        codec: to hear them; None when it is not here, with the reason in `without_codec`. A published one is looked
+            for, and downloaded, when it is first asked for.
         tokenizer: phonemes to ids.
 
     Raises:
@@ -37,7 +39,8 @@ class DatasetOf:
         self.cfg = cfg
         self.file: Dataset = self._open()
         self.info = self.file.codec or published(cfg.audio_backend)
-        self.codec, self.without_codec = self._codec()
+        if self.info is None or published(self.info.name) is None:
+            self._found_codec  # noqa: B018 - it lies beside the dataset and has to fit it
         self.tokenizer: Tokenizer = self.file.tokenizer or NaiveTokenizer()
         self.left_out: Counter[str] = Counter()
         self.splits = {
@@ -45,6 +48,14 @@ class DatasetOf:
             "val": self._kept("validation", cfg.dataset.validation),
         }
         self.noise = self.file.entries("noise", cfg.dataset.noise) if cfg.dataset.noise else []
+
+    @property
+    def codec(self) -> Codec | None:
+        return self._found_codec[0]
+
+    @property
+    def without_codec(self) -> str:
+        return self._found_codec[1]
 
     @property
     def frame_rate(self) -> float:
@@ -73,9 +84,10 @@ class DatasetOf:
                 f"dataset.use_hdf5=false reads codes of a published codec; those of {cfg.audio_backend} lie in data.h5"
             )
         metadata = cfg.metadata_dir if cfg.dataset.use_metadata else None
-        return FolderDataset(cfg.data_dir, metadata, info.frame_rate, cfg.chosen_tokenizer(), self._index)
+        return FolderDataset(cfg.data_dir, metadata, info, cfg.chosen_tokenizer(), self._index)
 
-    def _codec(self) -> tuple[Codec | None, str]:
+    @cached_property
+    def _found_codec(self) -> tuple[Codec | None, str]:
         """The codec that made the codes; one of another fit is an error, a missing one is not."""
         cfg, made_by = self.cfg, self.info
         try:

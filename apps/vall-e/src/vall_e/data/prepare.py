@@ -31,6 +31,9 @@ from vall_e.tokenizer import NaiveTokenizer, UnknownSymbol
 _PIECE = 64
 """Recordings encoded between two writes to the cache."""
 
+_SILENCE = 1e-3
+"""The amplitude below which nothing is heard."""
+
 
 @dataclass
 class Prepared:
@@ -64,13 +67,16 @@ def prepare(
 
     Args:
         cfg: names the files, the codec's sizes and the durations kept.
-        recordings: what to encode.
+        recordings: what to encode; of those of background noise nothing is phonemised.
         skipped: what was left out before, to be listed with the rest.
         shard: (k, n): encode the k-th of n parts, into a file of its own, with the codec that there is.
 
     Raises:
         DatasetError: nothing can be used; the first reasons are named.
+        UnknownVoice: a language cannot be phonemised.
     """
+    for language in sorted({r.language for r in recordings if r.phonemes is None and r.split != "noise"}):
+        espeak.check_language(language)
     if not any(r.split == "training" for r in recordings):
         reasons = "".join(f"\n  {path}: {reason}" for path, reason in list(skipped)[:5])
         raise DatasetError(f"{cfg.rel_path}: no recording to train on{reasons or ': the folder is empty'}")
@@ -91,6 +97,7 @@ def prepare(
             result.skipped.append((recording.audio, outcome))
         else:
             heard.append((recording, outcome))
+    heard = _plausible(heard, result.skipped)
     known = cfg.chosen_tokenizer() or NaiveTokenizer()
     tokenizer = known.extended(o["phonemes"] for _, o in heard)
     result.new_symbols = sorted(tokenizer.vocabulary.keys() - known.vocabulary.keys())
@@ -100,8 +107,10 @@ def prepare(
             encoded.append((recording, {**outcome, "ids": np.array(tokenizer.encode(outcome["phonemes"]))}))
         except UnknownSymbol as e:  # of a tokenizer that cannot be extended
             result.skipped.append((recording.audio, str(e)))
-    for split in ("training", "validation"):
+    for split in ("training", "validation", "noise"):
         durations = [o["duration"] for r, o in encoded if r.split == split]
+        if split == "noise" and not durations:
+            continue
         result.counts[split], result.seconds[split] = len(durations), sum(durations)
     if not result.counts["training"] and shard is None:
         reasons = "".join(f"\n  {path}: {reason}" for path, reason in result.skipped[:5])
@@ -135,7 +144,7 @@ def fit_codec(cfg: Config, recordings: Sequence[Recording]) -> Codec:
         except CodecUnavailable as e:
             raise DatasetError(str(e)) from e
     if cfg.codec_path.is_file():
-        return MelVQ.load(cfg.codec_path)
+        return _fitted_before(cfg)
     training = [r for r in recordings if r.split == "training"]
     random.Random(0).shuffle(training)
     heard: list[np.ndarray] = []
@@ -163,6 +172,39 @@ def fit_codec(cfg: Config, recordings: Sequence[Recording]) -> Codec:
             raise DatasetError(f"the codec cannot be fitted on {seconds:.0f} s of audio: {e}") from e
     codec.save(cfg.codec_path)
     return codec
+
+
+def _fitted_before(cfg: Config) -> MelVQ:
+    codec = MelVQ.load(cfg.codec_path)
+    sizes = [(name, getattr(codec, name), getattr(cfg.codec, name)) for name in ("levels", "entries", "stack")]
+    if changed := [f"codec.{name} {found}, not {asked}" for name, found, asked in sizes if found != asked]:
+        raise DatasetError(
+            f"{cfg.codec_path} was fitted with {'; '.join(changed)}: restore the setting, or delete the file to fit "
+            "another one, whose codes weights trained so far do not know"
+        )
+    return codec
+
+
+def _plausible(heard: list[tuple[Recording, dict]], skipped: list[tuple[Path, str]]) -> list[tuple[Recording, dict]]:
+    """Without the recordings that cannot be of their texts: far shorter or longer than speech of so many phonemes."""
+    phones = [max(1, sum(c.isalpha() for c in o["phonemes"])) for _, o in heard]
+    rates = [o["duration"] / n for (r, o), n in zip(heard, phones, strict=True) if r.split != "noise"]
+    usual = float(np.clip(np.median(rates), 0.04, 0.15)) if rates else 0.0  # seconds a phoneme
+    kept = []
+    for (recording, outcome), n in zip(heard, phones, strict=True):
+        # Generous: the fastest speakers take half the usual time, and words alone stand in a second of silence.
+        shortest, longest = 0.4 * usual * n, 5 * usual * n + 2
+        if recording.split == "noise" or shortest <= outcome["duration"] <= longest:
+            kept.append((recording, outcome))
+        else:
+            skipped.append(
+                (
+                    recording.audio,
+                    f"lasts {outcome['duration']:.2f} s, which is not the text: {n} phonemes take {shortest:.1f} to "
+                    f"{longest:.1f} s",
+                )
+            )
+    return kept
 
 
 def _encoded(cfg: Config, recordings: Sequence[Recording], codec: Codec) -> Iterator[tuple[Recording, dict | str]]:
@@ -211,8 +253,14 @@ def _encode(cfg: Config, recording: Recording, samples: np.ndarray | str, codec:
         return samples
     duration = len(samples) / codec.sample_rate
     shortest, longest = cfg.dataset.duration_range
+    if recording.split == "noise":
+        longest = float("inf")
     if not shortest <= duration <= longest:
         return f"lasts {duration:.2f} s, outside dataset.duration_range {shortest} to {longest} s"
+    if np.abs(samples).max() < _SILENCE:
+        return "silent: never louder than 60 dB below full scale"
+    if recording.split == "noise":
+        return {"codes": codec.encode(samples).astype(np.int16), "phonemes": "", "duration": duration}
     try:
         phonemes = recording.phonemes or espeak.phonemize(recording.text, recording.language)
     except ValueError as e:
@@ -225,7 +273,8 @@ def _encode(cfg: Config, recording: Recording, samples: np.ndarray | str, codec:
 def _read_ahead(recordings: Sequence[Recording], sample_rate: int) -> Iterator[np.ndarray | str]:
     """The samples of each recording, or why it cannot be read; a few are decoded ahead on other threads."""
     threads = os.cpu_count() or 1
-    with ThreadPoolExecutor(threads) as pool:
+    pool = ThreadPoolExecutor(threads)
+    try:
         waiting = []
         for recording in recordings:
             waiting.append(pool.submit(_read, recording.audio, sample_rate))
@@ -233,6 +282,8 @@ def _read_ahead(recordings: Sequence[Recording], sample_rate: int) -> Iterator[n
                 yield waiting.pop(0).result()
         for future in waiting:
             yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _read(path: Path, sample_rate: int) -> np.ndarray | str:
@@ -249,6 +300,8 @@ def _write_metadata(cfg: Config, encoded: Sequence[tuple[Recording, dict]], *, m
     """
     speakers: dict[tuple[str, str], dict] = {}
     for r, o in encoded:
+        if r.split == "noise":
+            continue
         speakers.setdefault((r.group, r.speaker), {})[r.id] = {
             "text": r.text,
             "phonemes": o["phonemes"],

@@ -16,9 +16,9 @@ class Recording:
         id: unique within its speaker.
         group, speaker: where it stands in the dataset: `/{split}/{group}/{speaker}/{id}`.
         audio: the file.
-        text: what is said.
+        text: what is said; nothing in noise.
         language: a key of `espeak.VOICE_OF_LANGUAGE`.
-        split: `training` or `validation`.
+        split: `training`, `validation` or `noise`.
         phonemes: IPA, or None to let espeak-ng make them.
     """
 

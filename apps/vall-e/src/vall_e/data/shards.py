@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vall_e.data.recording import Recording
-from vall_e.data.store import DatasetError, read_tokenizer, write_tokenizer
+from vall_e.data.store import DatasetError, new_hdf5, read_tokenizer, write_tokenizer
 from vall_e.tokenizer import NaiveTokenizer, Tokenizer, conflict
+
+if TYPE_CHECKING:
+    import h5py
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -35,6 +40,32 @@ def shard_path(path: Path, k: int, n: int) -> Path:
     return path.with_name(f"{path.stem}.{k}-of-{n}{path.suffix}")
 
 
+def find_shards(path: Path) -> list[Path]:
+    """The files of a divided preparation beside `path`, all n of them.
+
+    Raises:
+        DatasetError: there is none, one is missing, or they are of several divisions.
+    """
+    name = re.compile(rf"{re.escape(path.stem)}\.(\d+)-of-(\d+){re.escape(path.suffix)}")
+    found = {(int(m[1]), int(m[2])): p for p in path.parent.glob("*") if (m := name.fullmatch(p.name))}
+    if not found:
+        raise DatasetError(f"{path}: there is no shard to index (expected {path.stem}.1-of-N{path.suffix} beside it)")
+    counts = sorted({n for _, n in found})
+    if len(counts) > 1:
+        raise DatasetError(
+            f"{path.parent}: shards of several divisions: {', '.join(p.name for p in sorted(found.values()))}; remove "
+            f"those that are not of the preparation in {' or '.join(map(str, counts))} parts that you mean"
+        )
+    wanted = [shard_path(path, k, counts[0]) for k in range(1, counts[0] + 1)]
+    missing = [p.name for p in wanted if not p.is_file()]
+    if missing:
+        raise DatasetError(
+            f"{path.parent}: {len(missing)} of {counts[0]} shards missing: {', '.join(missing)}; make them with "
+            "`vall-e-data prepare --shard`"
+        )
+    return wanted
+
+
 def write_index(path: Path, shards: Sequence[Path]) -> int:
     """Write an HDF5 file that links to every utterance of the shards, which stay where they are.
 
@@ -44,40 +75,43 @@ def write_index(path: Path, shards: Sequence[Path]) -> int:
         The number of utterances.
 
     Raises:
-        DatasetError: no shard, shards of different codecs or tokenizers, or an utterance in two of them.
+        DatasetError: shards of different codecs or tokenizers, or an utterance in two of them.
     """
     import h5py
 
-    if not shards:
-        raise DatasetError(f"{path}: there is no shard to index (expected {path.stem}.1-of-N{path.suffix} beside it)")
     tokenizers: dict[Path, Tokenizer] = {}
     codecs: dict[str, Path] = {}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    count = 0
+    keys: set[str] = set()
+    with new_hdf5(path) as out:
+        for shard in shards:
+            with _opened(shard) as f:
+                codecs.setdefault(f.attrs["codec"], shard)
+                tokenizers[shard] = read_tokenizer(f) or NaiveTokenizer()
+                for key in _keys(f):
+                    if key in keys:
+                        raise DatasetError(f"{shard}: {key} is in another shard too")
+                    group, _, name = key.rpartition("/")
+                    out.require_group(group)[name] = h5py.ExternalLink(os.path.relpath(shard, path.parent), key)
+                    keys.add(key)
+        if len(codecs) > 1:
+            a, b = list(codecs.values())[:2]
+            raise DatasetError(f"{a} and {b} were made with different codecs; prepare one of them again")
+        out.attrs["codec"] = next(iter(codecs))
+        out.attrs["shards"] = json.dumps([os.path.relpath(s, path.parent) for s in shards])
+        write_tokenizer(out, _merged(tokenizers))
+    return len(keys)
+
+
+def _opened(shard: Path) -> h5py.File:
+    import h5py
+
     try:
-        with h5py.File(temporary, "w") as out:
-            for shard in shards:
-                with h5py.File(shard, "r") as f:
-                    codecs.setdefault(f.attrs["codec"], shard)
-                    tokenizers[shard] = read_tokenizer(f) or NaiveTokenizer()
-                    for key in _keys(f):
-                        if key in out:
-                            raise DatasetError(f"{shard}: {key} is in another shard too")
-                        group, _, name = key.rpartition("/")
-                        out.require_group(group)[name] = h5py.ExternalLink(os.path.relpath(shard, path.parent), key)
-                        count += 1
-            if len(codecs) > 1:
-                a, b = list(codecs.values())[:2]
-                raise DatasetError(f"{a} and {b} were made with different codecs; prepare one of them again")
-            out.attrs["codec"] = next(iter(codecs))
-            out.attrs["shards"] = json.dumps([os.path.relpath(s, path.parent) for s in shards])
-            write_tokenizer(out, _merged(tokenizers))
-        with temporary.open("rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
+        file = h5py.File(shard, "r")
+    except OSError as e:
+        raise DatasetError(f"{shard}: not a readable HDF5 file ({e}); prepare this shard again") from e
+    if "codec" not in file.attrs:
+        raise DatasetError(f"{shard}: it says no codec, so `vall-e-data prepare --shard` did not make it")
+    return file
 
 
 def _keys(file) -> list[str]:

@@ -1,16 +1,18 @@
-"""The dataset file: `/{training|validation}/{group}/{speaker}/{id}` with codes, phoneme ids and attributes."""
+"""The dataset file: `/{training|validation|noise}/{group}/{speaker}/{id}` with codes, phoneme ids and attributes."""
 
 from __future__ import annotations
 
 import fnmatch
+import io
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import stateio
 
 from vall_e.data.index import Sources, remembered
 from vall_e.tokenizer import NaiveTokenizer, Tokenizer, conflict
@@ -63,29 +65,70 @@ class CodecInfo:
 
 
 def write_dataset(path: Path, utterances: Iterable[Utterance], tokenizer: Tokenizer, codec: CodecInfo) -> int:
-    """Write a dataset; its name appears when it is complete and on the disk. Returns the number of utterances."""
-    import h5py
+    """Write a dataset; its name appears when it is complete and on the disk. Returns the number of utterances.
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
     count = 0
     ids = np.uint8 if max(tokenizer.vocabulary.values()) < 256 else np.uint16
-    try:
-        with h5py.File(temporary, "w") as f:
-            write_tokenizer(f, tokenizer)
-            f.attrs["codec"] = json.dumps(codec.__dict__)
-            for u in utterances:
-                group = f.create_group(u.key)
-                group.create_dataset("audio", data=u.codes.astype(np.int16), compression="lzf")
-                group.create_dataset("text", data=u.phone_ids.astype(ids), compression="lzf")
-                for name in ("text", "phonemes", "language", "duration"):
-                    group.attrs[name] = getattr(u, name)
-                count += 1
-        with temporary.open("rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with new_hdf5(path) as f:
+        write_tokenizer(f, tokenizer)
+        f.attrs["codec"] = json.dumps(codec.__dict__)
+        for u in utterances:
+            group = f.create_group(u.key)
+            group.create_dataset("audio", data=u.codes.astype(np.int16), compression="lzf")
+            group.create_dataset("text", data=u.phone_ids.astype(ids), compression="lzf")
+            for name in ("text", "phonemes", "language", "duration"):
+                group.attrs[name] = getattr(u, name)
+            count += 1
     return count
+
+
+@contextmanager
+def new_hdf5(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file to be filled, in the place of `path` when it is complete and on the disk.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written; what was there before is still there.
+    """
+    import h5py
+
+    with stateio.atomic_writer(path) as file:
+        out = _Output(file)
+        try:
+            with h5py.File(out, "w") as f:
+                yield f
+        except Exception:
+            if out.error is None:
+                raise
+        if out.error is not None:
+            raise out.error
+
+
+class _Output(io.RawIOBase):
+    """A file that keeps its first error: one that reaches HDF5 while it closes a file crashes the process."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self.error: OSError | None = None
+        self._file = file
+        self.seek, self.tell, self.readinto = file.seek, file.tell, file.readinto  # type: ignore[method-assign]
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        try:
+            while len(rest) and self.error is None:
+                rest = rest[self._file.write(rest) :]
+        except OSError as e:
+            self.error = e
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return self._file.truncate(size) if self.error is None else 0
+        except OSError as e:
+            self.error = e
+            return 0
 
 
 def write_tokenizer(file: h5py.File, tokenizer: Tokenizer) -> None:
@@ -219,7 +262,11 @@ class DatasetFile:
         path = sources.add(self.path.resolve())
         try:
             for part in json.loads(self._open().attrs.get("shards", "[]")):
-                sources.add(path.parent / part)
+                if not sources.add(path.parent / part).is_file():
+                    raise DatasetError(
+                        f"{path.parent / part}: this part of {self.path.name} is missing: put it back, or make it with "
+                        "`vall-e-data prepare --shard`, then run `vall-e-data index`"
+                    )
             for group_name, group in self._open().get(split, {}).items():
                 for speaker_name, speaker in group.items():
                     speakers.append(f"{group_name}/{speaker_name}")
@@ -227,7 +274,10 @@ class DatasetFile:
                         continue
                     for name, item in speaker.items():
                         key = f"{split}/{group_name}/{speaker_name}/{name}"
-                        lengths = [item["audio"].shape[0], item["text"].shape[0], float(item.attrs["duration"])]
+                        if item is None:
+                            raise DatasetError(f"{self.path}: {key} left its part; run `vall-e-data index` again")
+                        phones = 0 if split == "noise" else item["text"].shape[0]
+                        lengths = [item["audio"].shape[0], phones, float(item.attrs["duration"])]
                         found.append([key, group_name, speakers[-1], *lengths])
         except (OSError, KeyError, RuntimeError) as e:
             raise DatasetError(f"{self.path}: the {split} split is damaged: {e}; prepare it again") from e
@@ -246,7 +296,13 @@ class DatasetFile:
         try:
             item = self._open()[key]
             attributes = dict(item.attrs)
-            phones = self._ids(attributes["phonemes"]) if self._retokenize else item["text"][()].astype(np.int64)
+            if key.startswith("noise/"):  # nothing is said in it, and some datasets store no text with it at all
+                attributes = {"text": "", "phonemes": "", "language": "en", **attributes}
+                phones = np.zeros(0, np.int64)
+            elif self._retokenize:
+                phones = self._ids(attributes["phonemes"])
+            else:
+                phones = item["text"][()].astype(np.int64)
             utterance = Utterance(
                 key=key,
                 codes=item["audio"][()],

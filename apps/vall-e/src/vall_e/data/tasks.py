@@ -20,8 +20,7 @@ MIXING_TASKS = (*NOISE_TASKS, "tse")
 class Mixer(Protocol):
     """The part of a codec that mixing needs."""
 
-    def encode(self, samples: np.ndarray) -> np.ndarray: ...
-    def decode(self, codes: np.ndarray) -> np.ndarray: ...
+    def mix(self, codes: np.ndarray, other: np.ndarray, scale: float) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class Tasks:
         file: the dataset.
         prompts: draws from its training split.
         noise: the entries of background noise, for `ns`, `sr` and `nse`.
-        codec: decodes and encodes what is mixed.
+        codec: mixes.
         noise_scale: of the noise's amplitude.
 
     The tasks are those of VALL-E (`tts`) and SpeechX (Wang et al., 2023, arXiv 2308.06873): continuation (`tts-c`),
@@ -210,14 +209,13 @@ class Tasks:
 
     def _noise_like(self, codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         noise = self._file.read(self._noise[rng.integers(len(self._noise))].key).codes
+        if len(noise) > len(codes):
+            noise = noise[rng.integers(len(noise) - len(codes) + 1) :]
         return _fitted(noise, len(codes))
 
     def _mixed(self, codes: np.ndarray, other: np.ndarray, scale: float) -> np.ndarray:
-        """The codes of both sounds at once, the second one scaled in amplitude: as many frames as the first has."""
         assert self._codec is not None, "a task that mixes was asked for without a codec"
-        one, two = self._codec.decode(codes), self._codec.decode(other)
-        mixed = one + scale * two[: len(one)]
-        return _fitted(self._codec.encode(mixed.astype(np.float32)), len(codes))
+        return self._codec.mix(codes, other, scale)
 
 
 def _fitted(codes: np.ndarray, frames: int) -> np.ndarray:

@@ -15,6 +15,8 @@ def test_ids_of_existing_weights(golden):
 def test_an_unknown_symbol_is_named_with_its_place():
     with pytest.raises(UnknownSymbol, match=r"'3' \(U\+0033\) at position 2"):
         NaiveTokenizer().encode("ni3")
+    with pytest.raises(UnknownSymbol, match=r"'y' .* at position 1 of 'ty ɛ' .*: use weights trained on this language"):
+        NaiveTokenizer().encode("ty ɛ")
 
 
 def test_extending_keeps_old_ids():

@@ -75,9 +75,32 @@ def test_unknown_symbols_are_named_dropped_or_replaced(tokenizer):
         silent.encode("na3")
 
 
+@pytest.mark.parametrize("text", ["anb", "nb", "aanbb", "anobb"])
+@pytest.mark.parametrize("model", ["BPE", "Unigram"])
+def test_without_an_unknown_token_the_symbol_that_is_lost_is_named(text, model):
+    known = {s: i for i, s in enumerate(["<s>", "</s>", " ", "a", "b", "o", "ʊ"])}
+    kinds = {"BPE": models.BPE(vocab=known, merges=[]), "Unigram": models.Unigram([(s, -1.0) for s in known])}
+    tokenizer = JsonTokenizer(Tokenizer(kinds[model]).to_str(), "tokenizer.json")
+    for end in ("", "ʊ"):  # more than a byte, of which offsets take the bytes for those of what was lost
+        with pytest.raises(UnknownSymbol, match=rf"'n' \(U\+006E\) at position {text.index('n')} "):
+            tokenizer.encode(text + end)
+        spoken = text.replace("n", "") + end
+        assert (
+            tokenizer.encode(text + end, unknown="drop") == tokenizer.encode(spoken) == [0, *map(known.get, spoken), 1]
+        )
+
+
+def test_nothing_is_cut_or_filled_up(tokenizer):
+    file = Tokenizer.from_str(text_of())
+    file.enable_truncation(3)
+    file.enable_padding(length=12, pad_token="<unk>")
+    assert JsonTokenizer(file.to_str(), "tokenizer.json").encode("ababab") == tokenizer.encode("ababab")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (text_of(unknown="[UNK]"), r"its unk_token '\[UNK\]' is not in its vocabulary; add it there, or set"),
         (None, "no such file; put the tokenizer.json there"),
         ("{}", "not a tokenizer.json that"),
         (text_of({k: v for k, v in VOCABULARY.items() if k != "</s>"}, wrapped=False), "lacks </s>"),

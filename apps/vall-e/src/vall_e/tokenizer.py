@@ -22,8 +22,8 @@ class UnknownSymbol(ValueError):
     def __init__(self, symbol: str, position: int, phonemes: str) -> None:
         points = " ".join(f"U+{ord(c):04X}" for c in symbol)
         super().__init__(
-            f"phoneme {symbol!r} ({points}) at position {position} of {phonemes!r} is not in the vocabulary; drop "
-            "unknown phonemes, or extend the vocabulary with it"
+            f"phoneme {symbol!r} ({points}) at position {position} of {phonemes!r} is not in the vocabulary, which has "
+            "those of the languages that it was made for: use weights trained on this language, or another text"
         )
 
 

@@ -23,7 +23,8 @@ class JsonTokenizer:
         source: what messages name.
 
     Raises:
-        TokenizerError: it is none, it lacks `<s>` or `</s>`, or the `tokenizers` package is not installed.
+        TokenizerError: it is none, it lacks `<s>`, `</s>` or its unknown token, or the `tokenizers` package is not
+            installed.
     """
 
     def __init__(self, text: str, source: str | Path) -> None:
@@ -37,6 +38,8 @@ class JsonTokenizer:
             self._tokenizer = Tokenizer.from_str(text)
         except Exception as e:  # the package raises nothing more exact
             raise TokenizerError(f"{source}: not a tokenizer.json that the tokenizers package reads: {e}") from e
+        self._tokenizer.no_truncation()  # for batches of what the file was made for
+        self._tokenizer.no_padding()
         self.json: str | None = text
         self._source = source
         self.vocabulary: dict[str, int] = dict(self._tokenizer.get_vocab(with_added_tokens=True))
@@ -44,10 +47,15 @@ class JsonTokenizer:
         if missing:
             raise TokenizerError(f"{source}: the vocabulary lacks {' and '.join(missing)}, which begin and end a text")
         model = json.loads(text)["model"]
-        names = [model.get("unk_token")]
+        name = model.get("unk_token")
         if model.get("unk_id") is not None:  # a Unigram model counts it
-            names = [model["vocab"][model["unk_id"]][0]]
-        self._unknown = self.vocabulary.get(names[0]) if names[0] is not None else None
+            name = model["vocab"][model["unk_id"]][0]
+        elif name is not None and name not in model["vocab"]:
+            raise TokenizerError(
+                f"{source}: its unk_token {name!r} is not in its vocabulary; add it there, or set unk_token to null"
+            )
+        self._unknown = self.vocabulary[name] if name is not None else None
+        self._heard: dict[str, bool] = {}
 
     @classmethod
     def load(cls, path: Path) -> JsonTokenizer:
@@ -78,11 +86,17 @@ class JsonTokenizer:
         Raises:
             UnknownSymbol: naming the symbol and where it stands.
         """
+        if self._unknown is None:
+            lost = {c for c in phonemes if not (c.isspace() or self._hears(c))}
+            for place, character in enumerate(phonemes):
+                if character in lost and unknown == "error":
+                    raise UnknownSymbol(character, place, phonemes)
+            phonemes = "".join(c for c in phonemes if c not in lost)
         encoding = self._tokenizer.encode(phonemes)
-        ids, spans = encoding.ids, encoding.offsets
-        if unknown == "error":
-            for place, symbol in self._strange(phonemes, ids, spans):
-                raise UnknownSymbol(symbol, place, phonemes)
+        ids = encoding.ids
+        if unknown == "error" and self._unknown in ids:
+            first, last = encoding.offsets[ids.index(self._unknown)]
+            raise UnknownSymbol(phonemes[first:last], first, phonemes)
         if unknown == "drop":
             ids = [i for i in ids if i != self._unknown]
         start, end = self.vocabulary[_START], self.vocabulary[_END]
@@ -94,14 +108,15 @@ class JsonTokenizer:
         around = (self.vocabulary[_START], self.vocabulary[_END])
         return self._tokenizer.decode([int(i) for i in ids if i not in around], skip_special_tokens=True)
 
-    def _strange(self, phonemes: str, ids: list[int], spans: list[tuple[int, int]]) -> Iterable[tuple[int, str]]:
-        """The symbols without an id of their own: where each stands, and it."""
-        if self._unknown is not None:
-            yield from ((a, phonemes[a:b]) for i, (a, b) in zip(ids, spans, strict=True) if i == self._unknown)
-            return
-        # A model without an unknown token leaves such a symbol out, and says nothing.
-        heard = {place for a, b in spans for place in range(a, b)}
-        yield from ((i, c) for i, c in enumerate(phonemes) if i not in heard and not c.isspace())
+    def _hears(self, character: str) -> bool:
+        """Whether a model without an unknown token has ids for a character, which it else passes over or fails at."""
+        if character not in self._heard:
+            try:
+                ids = self._tokenizer.encode(character, add_special_tokens=False).ids
+            except Exception:  # of a Unigram model; the package raises nothing more exact
+                ids = []
+            self._heard[character] = bool(ids)
+        return self._heard[character]
 
     def extended(self, phonemes: Iterable[str]) -> JsonTokenizer:
         """This tokenizer: what it knows is fixed, because its file says how symbols are made of characters."""

@@ -220,9 +220,7 @@ class Trainer(Section):
     export_on_quit: bool = Field(True, description="export the weights when a run ends")
     load_path: Path | None = Field(None, description="a checkpoint folder to start from, when this run has none yet")
     load_tag: int | None = Field(
-        None,
-        ge=0,
-        description="the step of load_path to start from, if not its newest; without load_path, that to go on from",
+        None, ge=0, description="step to start from, of load_path or else of this run, if not the newest"
     )
     load_module_only: bool = Field(False, description="take the parameters of load_path alone: a new optimizer")
     load_states: bool = Field(

@@ -353,6 +353,17 @@ def test_similar_utterances_use_the_same_codes():
     assert most_similar([low], 8, 4) == [[]]
 
 
+def test_noise_is_taken_from_anywhere_in_it(file):
+    entries = file.entries("training", ["*/*"])
+    longest = max(entries, key=lambda e: e.frames)
+    tasks = Tasks(file, Prompts(file, entries, PromptRules((0.5, 1.0), 0.1), 10.0), [longest])
+    rng = np.random.default_rng(0)
+    starts = {tasks._noise_like(np.zeros((5, 2)), rng).tobytes() for _ in range(20)}
+    assert len(starts) > 5
+    repeated = tasks._noise_like(np.zeros((99, 2)), rng)
+    np.testing.assert_array_equal(repeated[: longest.frames], file.read(longest.key).codes)
+
+
 def test_files_of_a_divided_preparation_become_one_dataset(tmp_path):
     rows = list(utterances())
     for k, part in enumerate((rows[::2], rows[1::2]), 1):

@@ -49,3 +49,10 @@ def test_arguments_that_name_no_weights(capsys):
     assert "--model" in capsys.readouterr().err
     assert webui.main(["--model", "missing.sft"]) == 1
     assert "missing.sft" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1", "http"])
+def test_a_port_that_cannot_be(port, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        webui.main(["--model", "x.sft", "--port", port])
+    assert f"expected a port from 1 to 65535, found '{port}'" in capsys.readouterr().err

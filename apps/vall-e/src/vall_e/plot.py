@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+
+import stateio
+
+SUFFIXES = (".png", ".svg", ".html")
 
 
 def plot_losses(logs: Path, out: Path) -> bool:
@@ -10,7 +15,13 @@ def plot_losses(logs: Path, out: Path) -> bool:
 
     Returns:
         Whether there was anything to draw.
+
+    Raises:
+        ValueError: `out` is of another kind.
+        OSError: it cannot be written.
     """
+    if out.suffix not in SUFFIXES:
+        raise ValueError(f"{out}: a picture is written as {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -45,15 +56,16 @@ def plot_losses(logs: Path, out: Path) -> bool:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(ncols=2, fontsize=8)
-    out.parent.mkdir(parents=True, exist_ok=True)
     html = out.suffix == ".html"
-    temporary = out.with_name(f".{out.stem}.tmp{'.svg' if html else out.suffix}")
-    figure.savefig(temporary, dpi=120)
+    drawn = io.BytesIO(f"<!doctype html><title>{logs}</title>".encode() if html else b"")
+    drawn.seek(0, io.SEEK_END)
+    figure.savefig(drawn, dpi=120, format="svg" if html else out.suffix[1:])
     plt.close(figure)
-    if html:
-        page = f"<!doctype html><title>{logs}</title>{temporary.read_text(encoding='utf-8')}"
-        temporary.write_text(page, encoding="utf-8")
-    temporary.replace(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with stateio.atomic_writer(out) as f:
+        buffered = io.BufferedWriter(f)
+        buffered.write(drawn.getbuffer())
+        buffered.detach()
     return True
 
 

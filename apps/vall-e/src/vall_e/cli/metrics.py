@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,8 +43,8 @@ def _score(args: argparse.Namespace) -> int:
     files = sorted(args.folder.rglob("*.out.wav"))
     if not files:
         raise ValueError(f"{args.folder}: no *.out.wav below this folder")
-    transcriber = load_function(args.transcriber) if args.transcriber else None
-    embedder = load_function(args.embedder) if args.embedder else None
+    transcriber = _checked(args.transcriber, load_function(args.transcriber), str) if args.transcriber else None
+    embedder = _checked(args.embedder, load_function(args.embedder)) if args.embedder else None
     scores = []
     for out in Bar(files, "scoring", len(files)):
         stem = out.name.removesuffix(".out.wav")
@@ -66,6 +68,22 @@ def _score(args: argparse.Namespace) -> int:
         held = {"mean": mean_of(scores), "files": [asdict(s) for s in scores]}
         stateio.json_write(held, args.out, pretty=True)
     return 0
+
+
+def _checked(name: str, function: Callable[[Path], Any], kind: type = object) -> Callable[[Path], Any]:
+    """A function of the user's, whose errors say that it is theirs."""
+
+    def call(path: Path) -> Any:
+        try:
+            found = function(path)
+        except Exception as e:
+            raise ValueError(f"{name}: failed on {path}: {type(e).__name__}: {e}") from e
+        if found is None or not isinstance(found, kind):
+            expected = "a text" if kind is str else "an embedding"
+            raise ValueError(f"{name}: expected {expected} of {path}, found {found!r}")
+        return found
+
+    return call
 
 
 if __name__ == "__main__":

@@ -20,8 +20,11 @@ def main(argv: list[str] | None = None) -> int:
 
     logs = args.folder / "logs" if (args.folder / "logs").is_dir() else args.folder
     out = args.out or args.folder / "loss.png"
-    if not logs.is_dir() or not plot_losses(logs, out):
-        print(f"vall-e-plot: {logs}: no metrics.jsonl with losses below this folder", file=sys.stderr)
+    try:
+        if not logs.is_dir() or not plot_losses(logs, out):
+            raise ValueError(f"{logs}: no metrics.jsonl with losses below this folder")
+    except (ValueError, OSError) as e:
+        print(f"vall-e-plot: {e}", file=sys.stderr)
         return 1
     print(out)
     return 0

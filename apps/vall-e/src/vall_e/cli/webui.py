@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     speaker_arguments(parser)
-    parser.add_argument("--port", type=int, default=7860, help="(%(default)s)")
+    parser.add_argument("--port", type=_port, default=7860, help="(%(default)s)")
     args = parser.parse_args(argv)
     from vall_e.codecs.codec import CodecUnavailable
 
@@ -36,6 +36,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vall-e-webui: {e}", file=sys.stderr)
         return 1
     return 0
+
+
+def _port(text: str) -> int:
+    """A port that a page can be served on.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such port.
+    """
+    if not (text.isdecimal() and 1 <= int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"expected a port from 1 to 65535, found {text!r}")
+    return int(text)
 
 
 class MissingGradio(ImportError):

@@ -99,3 +99,24 @@ def speech() -> list[np.ndarray]:
 
     texts = ["The old man walked home.", "Seven birds sang about rain.", "Nobody knew why it was cold."]
     return [audio.resample(espeak.speak(t, "en-us+m3"), espeak.SAMPLE_RATE, 24000) for t in texts]
+
+
+@pytest.fixture(scope="session")
+def train():
+    """Train in this process: (the training, the parameters at the end)."""
+    from vall_e.config import Config
+    from vall_e.training import Training
+
+    def train(folder, until, *overrides):
+        settings = [
+            f"trainer.iterations={until}",
+            "evaluation.size=0",
+            "evaluation.loss_size=4",
+            "trainer.save_frequency=3",
+        ]
+        cfg = Config.from_yaml(folder / "config.yaml", overrides=[*settings, *overrides])
+        training = Training(cfg, commands=False)
+        training.run()
+        return training, {k: v.clone() for k, v in training.model.state_dict().items()}
+
+    return train

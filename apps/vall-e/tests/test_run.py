@@ -5,12 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+import pytest
 
 
 def test_a_run_leaves_all_that_it_promises(prepared):
     summary = (prepared / "summary.txt").read_text()
     assert "held-out sentences are nearest" in summary
     assert "12 steps" in summary
+    assert "Best        step 12, of the checkpoints that were evaluated" in summary
     assert (prepared / "ckpt/ar+nar/fp32.sft").is_file()
     assert (prepared / "loss.png").stat().st_size > 5000
     assert len(list(prepared.glob("corpus/*/*/*.wav"))) == 240
@@ -112,6 +116,32 @@ def test_a_typo_names_the_nearest_key(tmp_path, run):
     code, _, err = run("train", "dataset.worker=3", cwd=tmp_path)
     assert code == 2
     assert "dataset.workers" in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_an_interrupt_while_it_starts_is_one_line(fresh, start):
+    process = start("train", "--yaml", "config.yaml", cwd=fresh)
+    _wait_for(lambda: "torch" in (Path("/proc") / str(process.pid) / "maps").read_text(), process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.strip() == "vall-e-train: interrupted"
+
+
+def test_a_file_without_its_option_leaves_nothing_behind(tmp_path, run):
+    code, _, err = run("train", "training/mine/config.yaml", cwd=tmp_path)
+    assert code == 2
+    assert "training/mine/config.yaml" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_wrong_with_a_run_is_one_line(fresh, run):
+    for override, words in (("device=cuda:99", "cannot be used here"), ("evaluation.kwargs={temprature: 1}", "temperature")):
+        code, _, err = run("train", "--yaml", "config.yaml", override, cwd=fresh)
+        assert code == 1
+        assert err.startswith("vall-e-train: ")
+        assert words in err
+        assert len(err.splitlines()) == 1
 
 
 def test_a_damaged_dataset_is_one_clear_line(fresh, run):

@@ -142,6 +142,18 @@ def test_checkpoints_none_of_which_can_be_used_end_the_run_and_stay(make_trainer
     assert CheckpointStore(folder).steps() == [2, 4]
 
 
+def test_an_older_checkpoint_can_be_gone_back_to(make_trainer, tmp_path):
+    make_trainer(until=6, save_every=2).run()
+    store = CheckpointStore(tmp_path / "ckpt")
+    result = make_trainer(until=5, resume=trainloop.Resume(step=4)).run()
+    assert result == trainloop.RunResult(5, "finished", 0, 4)
+    assert store.steps() == [2, 4, 5]
+    start = trainloop.Resume(init_from=store.dir, step=2)
+    new = make_trainer(until=3, checkpoints=None, log_dir=None, resume=start)
+    new.run()
+    assert new.steps_this_run == 1
+
+
 def test_one_engine_starts_from_one_of_another_name(make_trainer, make_engine, tmp_path):
     make_trainer(until=3).run()
     resume = trainloop.Resume(init_from=tmp_path / "ckpt")

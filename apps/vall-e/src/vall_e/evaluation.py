@@ -21,6 +21,15 @@ from vall_e.model.model import VallE
 from vall_e.model.sequence import Sample
 
 _SEED = 17
+_RENAMED = {
+    "ar_temperature": "temperature",
+    "min_ar_temperature": "min_temperature",
+    "max_steps": "steps",
+    "max_nar_steps": "steps",
+    "max_ar_steps": "max_frames",
+    "top_no": "top_n_sigma",
+}
+"""Options of synthesis as existing files call them."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +61,12 @@ class Evaluator:
         loader: the training loader, whose position says where `subtrain` synthesises.
         prompts: draws prompts from the training split, for the utterances of both.
         batch_size: utterances in a pass.
+        measures: what the loss is made of: `level0`, … of speech, or tasks (`stt`, `len`, `nar-len`).
         autocast: makes the context that the model runs under.
-        sampling: options of `generate`.
+        sampling: options of `generate`, which one frame is generated with to prove them.
+
+    Raises:
+        ValueError: an option is unknown or out of range.
     """
 
     def __init__(
@@ -66,44 +79,57 @@ class Evaluator:
         prompts: Prompts,
         *,
         batch_size: int,
+        measures: Sequence[str],
         autocast: Callable[[], Any],
         sampling: dict[str, Any],
     ) -> None:
         self.model, self.codec, self.file, self.splits = model, codec, file, splits
         self.loader, self.prompts = loader, prompts
-        self.batch_size, self.autocast, self.sampling = batch_size, autocast, sampling
+        self.batch_size, self.measures, self.autocast = batch_size, list(measures), autocast
+        self.sampling = sampling
         self._val = PoolSampler(range(len(splits["val"])), seed=_SEED)
+        try:
+            self.codes([Sample([1, 2], None, np.zeros((0, model.spec.levels), int), 0)], max_frames=1)
+        except (ValueError, TypeError) as e:
+            renamed = ", ".join(f"{old} is called {_RENAMED[old]} here" for old in sampling if old in _RENAMED)
+            raise ValueError(f"evaluation.kwargs: {renamed or e}") from e
 
     def state_dict(self) -> dict[str, Any]:
         """Where the validation split is."""
         return dict(self._val.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._val.load_state_dict(state)
+        """Go on there; in another validation split from the beginning."""
+        self._val.load_state_dict(state, on_mismatch="restart")
 
     def losses(self, split: str, size: int, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
-        """The teacher-forced loss in nats of each level over the same `size` utterances each time.
+        """The teacher-forced loss in nats of all that is measured, over the same `size` utterances each time.
 
         Returns:
-            `{split}.loss` (the mean of the levels), `{split}.level0`, …
+            `{split}.level0`, …, and `{split}.loss`: the mean of the levels, or of the tasks where no level is measured.
         """
         chosen = self.fixed(split, size)
         chosen.sort(key=lambda e: e.frames + e.phones)
         samples = self._samples(chosen)
-        sums = np.zeros(self.model.spec.levels)
+        sums = dict.fromkeys(self.measures, 0.0)
+        levels = {name: int(name.removeprefix("level")) for name in self.measures if name.startswith("level")}
         with self._quietly():
             for start in range(0, len(samples), self.batch_size):
                 if should_stop():
                     break
                 part = samples[start : start + self.batch_size]
-                if self.model.spec.delay:
-                    loss = self.model(self.model.batch_of(part, "delay"))
-                    sums += [float(loss.nll[loss.head == level].sum()) for level in range(self.model.spec.levels)]
-                else:
-                    for level in range(self.model.spec.levels):
-                        sums[level] += float(self.model.loss(part, level=level)) * len(part)
-        means = sums / max(1, len(samples))
-        return {f"{split}.loss": float(means.mean())} | {f"{split}.level{i}": float(m) for i, m in enumerate(means)}
+                delayed = self.model(self.model.batch_of(part, "delay")) if self.model.spec.delay and levels else None
+                for name in self.measures:
+                    if name not in levels:
+                        loss = self.model.loss(part, name)
+                    elif delayed is not None:
+                        loss = delayed.nll[delayed.head == levels[name]].mean()
+                    else:
+                        loss = self.model.loss(part, level=levels[name])
+                    sums[name] += float(loss) * len(part)
+        means = {name: total / max(1, len(samples)) for name, total in sums.items()}
+        loss = float(np.mean([means[name] for name in levels or means]))
+        return {f"{split}.loss": loss} | {f"{split}.{name}": mean for name, mean in means.items()}
 
     def speak(self, entries: Sequence[Entry], *, seed: int = 0, **options: Any) -> list[Spoken]:
         """Synthesise utterances of the dataset, each with a prompt of its speaker."""
@@ -126,12 +152,11 @@ class Evaluator:
 
     def codes(self, samples: Sequence[Sample], *, seed: int = 0, **options: Any) -> list[np.ndarray]:
         """Generated codes for samples, their responses set aside; twice their length at most."""
+        limits = [2 * len(s.response) + 8 for s in samples]
         with self._quietly():
             return self.model.generate(
                 [s.with_response(None) for s in samples],
-                max_frames=[2 * len(s.response) + 8 for s in samples],
-                seed=seed,
-                **{**self.sampling, **options},
+                **{"max_frames": limits, "seed": seed, **self.sampling, **options},
             )
 
     def synthesise(self, split: str, size: int, folder: Path) -> dict[str, float]:

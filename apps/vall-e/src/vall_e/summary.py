@@ -42,7 +42,7 @@ class Report:
 
     Attributes:
         losses: name to (before, after), in nats.
-        speech: None where the codec is missing, or nothing is to be synthesised (evaluation.size).
+        speech: None where the codec is missing, or nothing is to be synthesised (evaluation.size, the tasks).
     """
 
     losses: dict[str, tuple[float, float]]
@@ -56,7 +56,7 @@ def report(training: Training) -> Report:
     """
     folder = training.cfg.log_dir / "final"
     folder.mkdir(parents=True, exist_ok=True)
-    audible = training.codec is not None and training.cfg.evaluation.size > 0
+    audible = training.codec is not None and training.speaks and training.cfg.evaluation.size > 0
     result = Report(_before_and_after(training), _speech(training, folder) if audible else None)
     stateio.json_write(asdict(result), folder / "report.json", pretty=True)
     return result
@@ -113,10 +113,12 @@ def describe(training: Training, result: Report) -> str:
     cfg, spec, trainer = training.cfg, training.spec, training.trainer
     assert trainer is not None
     parameters = sum(p.numel() for p in training.model.parameters())
-    levels = range(spec.levels)
+    measures = training.evaluator.measures
+    heads = [f"{name.removeprefix('level'):>5}" for name in measures]
 
     def row(split: str, when: int) -> str:
-        return " ".join(f"{result.losses[f'{split}.level{i}'][when]:5.2f}" for i in levels)
+        losses = (result.losses[f"{split}.{name}"][when] for name in measures)
+        return " ".join(f"{loss:{len(head)}.2f}" for loss, head in zip(losses, heads, strict=True))
 
     minutes = sum(e.duration for e in training.splits["subtrain"]) / 60
     utterances = len(training.splits["subtrain"])
@@ -124,7 +126,7 @@ def describe(training: Training, result: Report) -> str:
         f"Trained     {cfg.model.name}, {parameters / 1e6:.1f} M parameters (dim {spec.dim}, {spec.layers} layers),",
         f"            on {utterances} utterances ({minutes:.0f} minutes);",
         f"            {trainer.step} steps in {trainer.elapsed / 60:.1f} minutes",
-        f"Loss        in nats, levels {' '.join(f'{i:5d}' for i in levels)}",
+        f"Loss        in nats, levels {' '.join(heads)}",
         f"  training    before          {row('subtrain', 0)}",
         f"              after           {row('subtrain', 1)}",
         f"  held out    before          {row('val', 0)}",
@@ -140,17 +142,24 @@ def describe(training: Training, result: Report) -> str:
             f"WAVs        {cfg.log_dir / 'final'}",
         ]
     lines += [f"Losses      {training.plot_path}", f"Weights     {training.weights_path}"]
+    best = training.best()
+    if best is not None:
+        lines.append(
+            f"Best        step {best[0]}, of the checkpoints that were evaluated: validation loss {best[1]:.4f}"
+        )
+        if best[0] != trainer.step:
+            lines.append(f"            to speak with it: {_weights_arguments(training, training.weights_at(best[0]))}")
     if speech := result.speech:
         lines += [
             "",
             'Speak       uv run vall-e "The old captain found a golden ring." '
-            f"{speech.reference} --out-path out.wav {_weights_arguments(training)}",
+            f"{speech.reference} --out-path out.wav {_weights_arguments(training, training.weights_path)}",
         ]
     return "\n".join(["", *lines, ""])
 
 
-def _weights_arguments(training: Training) -> str:
+def _weights_arguments(training: Training, weights: Path) -> str:
     """How `vall-e` is told to speak with what was trained."""
     if training.cfg.lora is None:
-        return f"--model {training.weights_path}"
-    return f"--model {training.cfg.model.path or 'BASE'} --lora {training.weights_path}"
+        return f"--model {weights}"
+    return f"--model {training.cfg.model.path} --lora {weights}"

@@ -106,9 +106,20 @@ class CheckpointStore:
             return []
         return sorted(int(p.name) for p in self.dir.iterdir() if p.name.isascii() and p.name.isdigit() and p.is_dir())
 
-    def newest(self) -> Checkpoint | None:
-        """The newest complete checkpoint, or None. `rejected` then lists newer folders and their faults."""
+    def newest(self, step: int | None = None) -> Checkpoint | None:
+        """The newest complete checkpoint, or None. `rejected` then lists newer folders and their faults.
+
+        Args:
+            step: take that one, and reject newer ones, whole or not.
+
+        Raises:
+            CheckpointError: the one of `step` is not there, or not complete.
+        """
         self.rejected = []
+        if step is not None and self.steps():
+            found = self.open(step)
+            self.rejected = [(self.dir / str(s), f"step {step} is asked for") for s in self.steps() if s > step]
+            return found
         for step in reversed(self.steps()):
             try:
                 path = self.dir / str(step)

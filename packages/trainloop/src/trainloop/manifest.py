@@ -22,13 +22,13 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written, or is not what it says it is.
 
     Args:
-        why: what is wrong; kept as an attribute, for an application with advice of its own.
-        remedy: what to do, in terms of this library.
+        why: what is wrong.
+        remedy: what to do, in terms of this library. Both are kept, for an application with advice of its own.
     """
 
     def __init__(self, why: str, remedy: str = "") -> None:
         super().__init__(f"{why}\n{remedy}" if remedy else why)
-        self.why = why
+        self.why, self.remedy = why, remedy
 
 
 def sha256(path: Path) -> str:

@@ -34,8 +34,9 @@ class Resume:
 
     Attributes:
         enabled: False: never load anything, not even the run's own checkpoints.
-        init_from: a checkpoint folder, or a store's folder (its newest), to start from when the run's own
-            store is empty.
+        init_from: a checkpoint folder, or a store's folder, to start from when the run's own store is empty.
+        step: of the store that `init_from` names, or without it of the run's own, the checkpoint to take; None for
+            the newest. Newer ones of the run's own are set aside.
         module_only: of `init_from` take the modules' weights alone.
         states: False: of `init_from` take weights, step count and data position, and start the optimizers anew.
         restart_step_count: of `init_from` take weights and optimizers, and count steps and time from 0.
@@ -46,6 +47,7 @@ class Resume:
 
     enabled: bool = True
     init_from: Path | str | None = None
+    step: int | None = None
     module_only: bool = False
     states: bool = True
     restart_step_count: bool = False
@@ -183,7 +185,7 @@ def find_checkpoint(
     found: Checkpoint | None = None
     with comm.together("looking for a checkpoint"):
         if comm.is_leader and store is not None:
-            found = store.newest()
+            found = store.newest(None if resume.init_from is not None else resume.step)
             if found is None and store.rejected:
                 listed = "\n".join(f"  {path}: {why}" for path, why in store.rejected)
                 raise CheckpointError(
@@ -201,7 +203,7 @@ def find_checkpoint(
     if resume.init_from is None:
         return None
     with comm.together("looking for a checkpoint to start from"):
-        folder = Path(resume.init_from)
+        folder = Path(resume.init_from) / ("" if resume.step is None else str(resume.step))
         inside = folder.name.isdigit()
         place = folder.parent if inside else folder
         source = CheckpointStore(place)

@@ -26,19 +26,35 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    if not DEMO.exists() and not {"--yaml", "--help", "-h"} & {a.partition("=")[0] for a in argv}:
+    try:
+        return train(_configured(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        print("\nvall-e-train: interrupted", file=sys.stderr)
+        return 130
+
+
+def _configured(argv: list[str]) -> Config:
+    """The configuration; the demo's file is written where none is named, and stays when all else is right."""
+    new = not DEMO.exists() and not {"--yaml", "--help", "-h"} & {a.partition("=")[0] for a in argv}
+    if new:
         DEMO.parent.mkdir(parents=True, exist_ok=True)
         DEMO.write_text(resources.files("vall_e").joinpath("demo.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    cfg = Config.from_cli(
-        argv,
-        prog="vall-e-train",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        default_yaml=DEMO if DEMO.exists() else None,
-        env_prefix="VALLE_",
-    )
-    return train(cfg)
+    try:
+        return Config.from_cli(
+            argv,
+            prog="vall-e-train",
+            description=_DESCRIPTION,
+            epilog=_EPILOG,
+            default_yaml=DEMO if DEMO.exists() else None,
+            env_prefix="VALLE_",
+        )
+    except SystemExit:
+        if new:
+            DEMO.unlink()
+            for folder in (DEMO.parent, DEMO.parent.parent):
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+        raise
 
 
 def train(cfg: Config) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from samplers import StateMismatch
 from torch.utils.data import DataLoader
 
 from vall_e.data.order import BatchSampler
@@ -16,7 +17,8 @@ from vall_e.data.tasks import Tasks
 from vall_e.model.sequence import Batch, lay_out
 from vall_e.model.spec import ModelSpec
 
-_WITHOUT_LEVELS = ("stt", "len", "nar-len")
+WITHOUT_LEVELS = ("stt", "len", "nar-len")
+"""Tasks that are the same at all levels."""
 
 
 class BatchKey(NamedTuple):
@@ -35,7 +37,7 @@ class TrainingSet:
         names: the tasks drawn from.
         spec: the model's.
         seed: of everything random.
-        levels: the levels trained; none for all, as often as the spec says.
+        levels: the levels that tasks with levels are trained at, as often as the spec says.
     """
 
     def __init__(
@@ -45,15 +47,11 @@ class TrainingSet:
         names: Sequence[str],
         spec: ModelSpec,
         seed: int,
-        levels: Sequence[int] = (),
+        levels: Sequence[int],
     ) -> None:
         self.entries, self.tasks, self.names, self.spec, self.seed = entries, tasks, list(names), spec, seed
-        if levels and spec.delay:
-            raise ValueError("loras[].rvq_levels: a model with delay trains all levels at once; leave it out")
-        chances = np.array(spec.level_probabilities())
-        if levels:
-            chances = np.where(np.isin(np.arange(spec.levels), levels), chances, 0)
-        self._cumulative = np.cumsum(chances / chances.sum())
+        chances = np.where(np.isin(np.arange(spec.levels), levels), spec.level_probabilities(), 0)
+        self._cumulative = np.cumsum(chances / (chances.sum() or 1))
 
     def __getitems__(self, key: BatchKey) -> Batch:
         """One batch, packed: requests of all levels and of both directions of attention together."""
@@ -64,7 +62,7 @@ class TrainingSet:
             task = self.names[rng.integers(len(self.names))] if len(self.names) > 1 else self.names[0]
             if not level and task == "tts" and self.spec.masking_train_p and rng.random() < self.spec.masking_train_p:
                 task = "nar-len"
-            level = 0 if task in _WITHOUT_LEVELS else level
+            level = 0 if task in WITHOUT_LEVELS else level
             requests.append(self.tasks.request(task, self.entries[index], level, rng))
         if self.spec.delay:  # all levels in one pass
             requests = [replace(r, kind="delay") if r.kind == "ar" else r for r in requests]
@@ -87,12 +85,21 @@ class Loader:
         training_set: makes the batches.
         sampler: says which.
         workers: processes that make batches ahead.
+        on_restart: told, in a sentence, when a state is of another order and the epoch begins anew.
     """
 
     elastic = True  # trainloop then restores the position on another number of ranks too
 
-    def __init__(self, training_set: TrainingSet, sampler: BatchSampler, *, workers: int = 0) -> None:
+    def __init__(
+        self,
+        training_set: TrainingSet,
+        sampler: BatchSampler,
+        *,
+        workers: int = 0,
+        on_restart: Callable[[str], None] = print,
+    ) -> None:
         self.training_set, self.sampler, self.workers = training_set, sampler, workers
+        self._on_restart = on_restart
         self.consumed = 0
 
     def __len__(self) -> int:
@@ -119,7 +126,12 @@ class Loader:
         return self.sampler.state_at(self.consumed)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sampler.load_state_dict(state)
+        """Go on at a position; where it is of another order (other recordings or batches), the epoch begins anew."""
+        try:
+            self.sampler.load_state_dict(state)
+        except StateMismatch:
+            self.sampler.load_state_dict(state, on_mismatch="restart")
+            self._on_restart("the recordings or the batches are others than before: their order begins anew")
         self.consumed = self.sampler.consumed
 
     def coming(self, count: int) -> list[Entry]:

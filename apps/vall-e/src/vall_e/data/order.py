@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from samplers import BatchedOrderedSampler, BucketSampler, GroupBalancedSampler, OrderedSampler, RandomSampler
 
@@ -22,7 +22,7 @@ class BatchSampler(Protocol):
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[list[int]]: ...
     def state_at(self, consumed: int) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any], *, on_mismatch: Literal["raise", "restart"] = "raise") -> None: ...
 
 
 def batch_sampler(
@@ -116,9 +116,11 @@ class CutBatches:
         done = sum(map(len, plan[: consumed * self._world]))
         return {**self._state, "position": self._state["position"] + done}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        copy.copy(self._items).load_state_dict(state)  # refuses the state of another dataset
-        self._state, self._taken, self._planned = dict(state), 0, None
+    def load_state_dict(self, state: dict[str, Any], *, on_mismatch: Literal["raise", "restart"] = "raise") -> None:
+        """See the samplers of items: the state of another dataset is refused, or begins its epoch anew."""
+        items = copy.copy(self._items)
+        items.load_state_dict(state, on_mismatch=on_mismatch)
+        self._state, self._taken, self._planned = items.state_dict(), 0, None
 
     def _plan(self) -> list[list[int]]:
         """The batches of the rest of the epoch, over all ranks."""

@@ -83,6 +83,25 @@ def test_texts_and_languages_that_cannot_be_spoken(speaker):
             speaker.speak(request)
 
 
+def test_phonemes_that_the_weights_do_not_know_are_an_error_or_dropped(speaker, reference, monkeypatch):
+    monkeypatch.setattr("vall_e.espeak.phonemize", lambda *_: "ja\u2603s")
+    request = Request("Yes.", reference, options={"temperature": 1.0})
+    with pytest.raises(ValueError, match="\u2603"):
+        speaker.speak(request)
+    assert len(speaker.speak(dataclasses.replace(request, unknown="drop")))
+
+
+def test_a_sentence_longer_than_any_in_training_is_spoken_in_parts(speaker):
+    text = ", ".join(["seven birds sang about rain"] * 6) + "."
+    parts = speaker._phonemes(text, "en", True)
+    whole = speaker._phonemes(text, "en", False)
+    most = speaker.voice.settings["most_phones"]
+    assert len(parts) > 1
+    assert [" ".join(parts)] == whole
+    assert all(len(speaker.voice.tokenizer.encode(p)) <= most for p in parts)
+    assert len(speaker._phonemes("Seven birds.", "en", True)) == 1
+
+
 def test_a_sentence_that_does_not_end_is_cut_with_a_warning(speaker, reference):
     request = Request("Yes.", reference, options={"temperature": 1.0, "length_penalty": -50.0})
     with pytest.warns(UserWarning, match="did not end by itself and was cut at"):

@@ -125,3 +125,20 @@ def test_one_classifier_for_all_has_the_rows_it_has(held, tmp_path):
 def test_a_device_that_is_not_here_is_said(golden):
     with pytest.raises(ValueError, match="device nowhere"):
         load_weights(golden / "tiny/fp32.sft", "nowhere")
+
+
+def test_languages_of_ones_own_are_kept_by_name(held, tmp_path):
+    names = ["en", "ja", "de", "fr", "zh", "ko", "es"]
+    spec = ModelSpec.from_config(held["config"] | {"langs": names})
+    assert (spec.langs, spec.language_row("es"), spec.language_row(3)) == (7, 6, 3)
+    assert ModelSpec.from_config(spec.to_config()).languages == tuple(names)
+    torch.manual_seed(0)
+    stateio.save({"module": VallE(spec).state_dict(), "config": spec.to_config()}, tmp_path / "es.sft")
+    model = load_model(tmp_path / "es.sft")
+    codes = np.zeros((3, 8), int)
+    spanish, english = (model.loss([Sample([1, 2], codes, codes, language)]) for language in ("es", "en"))
+    assert spanish != english
+    with pytest.raises(ValueError, match="this model knows en, ja, de, fr, zh, ko, es"):
+        model.loss([Sample([1, 2], codes, codes, "it")])
+    with pytest.raises(ValueError, match="each once"):
+        ModelSpec.from_config(held["config"] | {"langs": ["en", "en"]})

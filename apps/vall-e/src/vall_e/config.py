@@ -139,7 +139,7 @@ class Model(Section):
         "full",
         description="quarter, half, full, double, extended, a number, or dim/heads/layers/ffn/… by name",
     )
-    langs: int = Field(6, ge=1, description="rows of the language table")
+    langs: int | list[str] = Field(6, description="rows of the language table, or the language of each by name")
     tasks: int = Field(9, ge=1, description="rows of the task table")
     tones: int = Field(1, ge=1, description="rows of the tone table")
     training: bool = Field(True, description="train it; the one entry that is")

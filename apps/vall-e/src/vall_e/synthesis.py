@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -55,6 +55,7 @@ class Request:
         task: what is done with text and recording, see `vall_e.prompting.SPOKEN`; all but `tts` take the text whole.
         mixture: the recording that `tse` takes the voice out of.
         edit: the seconds of the recording that `cse` and `nse` speak anew: from, to.
+        unknown: what becomes of phonemes that the weights do not know: `error`, or `drop`.
     """
 
     text: str
@@ -68,6 +69,7 @@ class Request:
     task: str = "tts"
     mixture: Path | None = None
     edit: tuple[float, float] | None = None
+    unknown: Literal["error", "drop"] = "error"
 
 
 class Speaker:
@@ -175,7 +177,7 @@ class Speaker:
         phonemes = [p for text in texts for p in self._phonemes(text, request.language, plain)]
         if not phonemes:
             raise ValueError(f"there is nothing to say in {request.text!r}")
-        spoken = [np.array(self.voice.tokenizer.encode(p)) for p in phonemes]
+        spoken = [np.array(self.voice.tokenizer.encode(p, unknown=request.unknown)) for p in phonemes]
         reference, frames = self._beginning(request)
         self._last = np.zeros((0, self.codec.levels), np.int64)
         for i, ids in enumerate(spoken):
@@ -205,7 +207,7 @@ class Speaker:
         parts: list[str] = []
         for clause in _CLAUSE.split(phonemes) if phonemes else ():
             together = f"{parts[-1]} {clause}" if parts else clause
-            if parts and len(self.voice.tokenizer.encode(together)) <= most:
+            if parts and len(self.voice.tokenizer.encode(together, unknown="drop")) <= most:
                 parts[-1] = together
             else:
                 parts.append(clause)

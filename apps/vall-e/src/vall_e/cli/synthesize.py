@@ -90,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--edit", type=_stretch, metavar="START:END", help="with --task cse or nse: the seconds that are spoken anew"
     )
+    parser.add_argument(
+        "--unknown",
+        choices=("error", "drop"),
+        default="error",
+        help="phonemes that the weights do not know (%(default)s)",
+    )
     parser.add_argument("--modality", choices=("ar+nar", "nar-len", "delay"), help="(what the model is made for)")
     parser.add_argument(
         "--split", choices=("sentence", "line", "none"), default="sentence", help="spoken at a time (%(default)s)"
@@ -156,6 +162,7 @@ def _speak(args: argparse.Namespace) -> int:
         args.task,
         args.mixture,
         args.edit,
+        args.unknown,
     )
     rate = speaker.sample_rate
     if args.stream:

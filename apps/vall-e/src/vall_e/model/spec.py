@@ -83,6 +83,8 @@ class ModelSpec:
                 f"model size: dim {self.dim} must be a multiple of 2 x heads ({self.heads}) for rotary positions"
             )
 
+        if self.langs < 1 or len(set(self.languages)) < len(self.languages):
+            raise ValueError(f"langs: expected 1 or more languages, each once, found {self.langs}: {self.languages}")
         if self.delay and self.masking_train_p:
             raise ValueError(
                 "experimental.masking_train_p: a model with delay has no level 0 to be demasked; set it to 0"

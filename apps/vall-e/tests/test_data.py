@@ -271,7 +271,7 @@ def loader(file, *, workers=0, rank=0, world=1, **options):
     entries = file.entries("training", ["*/*"])
     prompts = Prompts(file, entries, PromptRules((0.5, 1.0), 0.1), 10.0)
     spec = ModelSpec(dim=8, heads=1, layers=1, audio_tokens=8, levels=2)
-    training_set = TrainingSet(entries, Tasks(file, prompts), ["tts"], spec, 0)
+    training_set = TrainingSet(entries, Tasks(file, prompts), ["tts"], spec, 0, range(spec.levels))
     cfg = Dataset(**options)
     return Loader(training_set, batch_sampler(cfg, entries, 4, 10.0, rank=rank, world_size=world), workers=workers)
 

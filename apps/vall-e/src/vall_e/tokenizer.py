@@ -23,7 +23,8 @@ class UnknownSymbol(ValueError):
         points = " ".join(f"U+{ord(c):04X}" for c in symbol)
         super().__init__(
             f"phoneme {symbol!r} ({points}) at position {position} of {phonemes!r} is not in the vocabulary, which has "
-            "those of the languages that it was made for: use weights trained on this language, or another text"
+            "those of the languages that it was made for: use weights trained on this language, another text, or leave "
+            "such phonemes out (`--unknown drop`)"
         )
 
 

@@ -99,7 +99,7 @@ def test_a_hub_out_of_reach_is_asked_once(monkeypatch, tmp_path):
             asked.append(url)
             raise OSError("no network")
 
-    monkeypatch.setattr(huggingface_hub, "get_session", Unreachable)
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", Unreachable)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CodecUnavailable, match=r"Vocos' weights are not here \(no network\)"):
         Vocos.load(None)

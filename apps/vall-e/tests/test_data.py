@@ -192,6 +192,7 @@ def write_enc(path, pickled: bytes) -> None:
         b"\x80\x04\x8d" + (2**62).to_bytes(8, "little"),
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(L4611686018427387904L\ntS'b'\ntR.",
         b"cnumpy\nndarray\n(I99999999999999\ntR.",
+        b"\x80\x02}(X\x05\x00\x00\x00codescnumpy\nndarray\n((I1\nI8\nI100000000\ntcnumpy\ndtype\n(S'i2'\ntRtRu.",
     ],
 )
 def test_an_enc_file_that_asks_for_all_memory_is_one_error(tmp_path, pickled):

@@ -14,8 +14,8 @@ def folder_of(repository: str, files: tuple[str, ...]) -> Path:
     Raises:
         Exception: what the client raises when it cannot be reached or has no such file.
     """
-    from huggingface_hub import constants, get_session, hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.utils import LocalEntryNotFoundError, get_session
 
     try:
         paths = [hf_hub_download(repository, name, local_files_only=True) for name in files]

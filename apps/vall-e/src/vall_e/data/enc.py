@@ -49,6 +49,8 @@ def read_enc(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         metadata = dict(held.get("metadata") or {})
     except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, *_DAMAGED) as e:
         raise DatasetError(f"{path}: not a readable .enc file: {str(e) or type(e).__name__}") from e
+    if codes.nbytes > path.stat().st_size:  # made without its content, it would be read as whatever memory holds
+        raise DatasetError(f"{path}: not a readable .enc file: {codes.nbytes} bytes of codes in a smaller file")
     if codes.ndim == 3 and codes.shape[0] == 1:
         codes = codes[0]
     if codes.ndim != 2 or codes.dtype.kind not in "iu" or len(codes) > _LEVELS:

@@ -89,7 +89,8 @@ def test_recordings_that_cannot_be_of_their_texts_are_left_out(recordings, confi
     put(added / "ann/latin.wav", whole)
     (added / "ann/latin.txt").write_bytes("schön".encode("latin-1"))
     assert vall_e_data("prepare", config, added, "--validation", "0") == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "no text was held out, and training needs some: give a larger --validation" in err
     assert "training: 8 utterances" in out
     left = {line.rpartition("/")[2].partition(": ")[0]: line for line in out.splitlines() if line.startswith("  ")}
     assert set(left) == {"silent.wav", "cut.wav", "many.wav", "a.wav", "bad.wav", "latin.wav"}

@@ -125,7 +125,10 @@ def _prepare(cfg: Config, args: argparse.Namespace) -> int:
     if args.noise is not None:
         found.add(find_noise(args.noise))
     shard = parse_shard(args.shard) if args.shard else None
-    report(prepare(cfg, found.recordings, found.skipped, shard=shard))
+    result = prepare(cfg, found.recordings, found.skipped, shard=shard)
+    report(result)
+    if shard is None and not result.counts["validation"]:
+        print("no text was held out, and training needs some: give a larger --validation", file=sys.stderr)
     return 0
 
 

@@ -196,7 +196,7 @@ def test_a_checkpoint_goes_to_another_backend_and_back(tmp_path):
     trainer, _ = run(tmp_path / "c", engine(zero_stage=2), resume=resume, until=1)
     assert trainer.step == 1
     wrong = trainloop.build_engine("deepspeed", "net", nn.Linear(4, 1), lambda m: optimizer("", m), zero_stage=1)
-    with pytest.raises(trainloop.CheckpointMismatch, match="keys"):
+    with pytest.raises(trainloop.CheckpointMismatch, match="tensors are missing in it"):
         run(tmp_path / "d", wrong, resume=resume, until=1)
 
 

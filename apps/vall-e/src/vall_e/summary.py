@@ -141,7 +141,9 @@ def describe(training: Training, result: Report) -> str:
             f"            {mel_stft[1]:.2f} to another; STOI after alignment {stoi[0]:.2f} and {stoi[1]:.2f}",
             f"WAVs        {cfg.log_dir / 'final'}",
         ]
-    lines += [f"Losses      {training.plot_path}", f"Weights     {training.weights_path}"]
+    if training.plot_path.exists():
+        lines.append(f"Losses      {training.plot_path}")
+    lines.append(f"Weights     {training.weights_path}")
     best = training.best()
     if best is not None:
         lines.append(

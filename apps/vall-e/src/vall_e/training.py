@@ -453,7 +453,7 @@ def _module_in(path: Path) -> dict[str, torch.Tensor]:
 
 def _replaced(folder: Path) -> Path | None:
     """A checkpoint of the trainer that this one replaces, `ckpt/<name>/<tag>` or in `ckpt/<name>`: without manifest."""
-    inside = sorted(p for p in folder.glob("*") if p.is_dir())
+    inside = sorted(p for p in folder.glob("*") if p.is_dir() and ".rejected-" not in p.name)
     for place in (folder, *inside):
         files = {p.name for p in place.glob("*")}
         if files & {"state.sft", "state.pth"} and not files & {"manifest.json", "trainer.pth"}:

@@ -219,9 +219,12 @@ def find_checkpoint(
 def _differences(state: Mapping[str, Any], module: nn.Module) -> str:
     """How the tensors of a checkpoint differ from a module's by name and shape, an example of each kind; or nothing."""
     own = module.state_dict()
-    shapes = {n: (list(t.shape), list(own[n].shape)) for n, t in state.items() if n in own and hasattr(t, "shape")}
+    # ZeRO-3 leaves a placeholder without elements where a parameter is in parts.
+    whole = [n for n, t in state.items() if n in own and hasattr(t, "shape") and own[n].numel()]
     other = [
-        f"{n} is {there} in the checkpoint and {here} here" for n, (there, here) in shapes.items() if there != here
+        f"{n} is {list(state[n].shape)} in the checkpoint and {list(own[n].shape)} here"
+        for n in whole
+        if state[n].shape != own[n].shape
     ]
     kinds = (
         ("of another shape", other),

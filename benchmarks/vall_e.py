@@ -246,7 +246,7 @@ def loader_rate() -> float:
         file = DatasetFile(path)
         entries = file.entries("training", ["*/*"])
         tasks = Tasks(file, Prompts(file, entries, PromptRules((3.0, 3.0), 0.1), 75.0))
-        training_set = TrainingSet(entries, tasks, ["tts"], ModelSpec(), 0)
+        training_set = TrainingSet(entries, tasks, ["tts"], ModelSpec(), 0, range(8))
         loader = Loader(training_set, batch_sampler(Dataset(), entries, 16, 75.0))
         rates = []
         for _ in range(3):  # the first epoch reads the file, the others what it keeps in memory

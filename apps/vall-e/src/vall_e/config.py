@@ -62,7 +62,7 @@ class Dataset(Section):
 
     training: list[str] = Field(["*/*"], description="`group/speaker` patterns of the training split")
     validation: list[str] = Field(["*/*"], description="`group/speaker` patterns of the validation split")
-    noise: list[str] = Field([], description="`group/speaker` patterns of background noise, for ns, sr, tse, nse")
+    noise: list[str] = Field([], description="`group/speaker` patterns of background noise, for ns, sr, nse")
     use_hdf5: bool = Field(True, description="read `hdf5_name`; else the files below data/ and metadata/")
     hdf5_name: str = Field("data.h5", description="the dataset's file, beside the YAML file")
     cache: bool = Field(True, description="remember under .cache/ what the dataset holds, until its files change")
@@ -272,7 +272,7 @@ class Codec(Section):
     """The embedded codec, when the dataset is prepared with it."""
 
     levels: int = Field(8, ge=1, le=8, description="codebooks")
-    entries: int = Field(1024, ge=2, le=65536, description="codes in each")
+    entries: int = Field(1024, ge=2, le=32768, description="codes in each")
     stack: int = Field(1, ge=1, description="mel frames (93.75 a second) to a code")
     iterations: int = Field(10, ge=1, description="k-means iterations a level")
     minutes: float = Field(20.0, gt=0, description="of the training split that it is fitted on, at most")

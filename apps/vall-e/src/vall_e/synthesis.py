@@ -173,7 +173,7 @@ class Speaker:
         self._check(request)
         plain = request.task == "tts"
         # All of them before the first is spoken: what cannot be said should not be found at the end.
-        texts = pieces(request.text, request.split if plain else "none")
+        texts = pieces(request.text, request.split if plain else "none", request.language)
         phonemes = [p for text in texts for p in self._phonemes(text, request.language, plain)]
         if not phonemes:
             raise ValueError(f"there is nothing to say in {request.text!r}")

@@ -67,7 +67,6 @@ def page(speaker: Speaker) -> gradio.Blocks:
 
     from vall_e.audio import to_int16
     from vall_e.espeak import EspeakUnavailable
-    from vall_e.model.spec import LANGUAGES
     from vall_e.synthesis import Request
 
     def speak(
@@ -85,13 +84,14 @@ def page(speaker: Speaker) -> gradio.Blocks:
         except (ValueError, OSError, EspeakUnavailable) as e:
             raise gr.Error(str(e), duration=None, print_exception=False) from e
 
+    languages = speaker.voice.model.spec.languages
     with gr.Blocks(title="VALL-E", analytics_enabled=False) as blocks:
         gr.Markdown("## VALL-E")
         with gr.Row():
             with gr.Column():
                 text = gr.Textbox(label="text", lines=4)
                 reference = gr.Audio(label="a recording of the voice (uploaded or spoken)", type="filepath")
-                language = gr.Dropdown(list(LANGUAGES), value="en", label="language")
+                language = gr.Dropdown(list(languages), value=languages[0], label="language")
                 seed = gr.Number(0, label="seed", precision=0)
                 split = gr.Radio(["sentence", "line", "none"], value="sentence", label="spoken at a time")
                 rolling = gr.Checkbox(True, label="prompt a sentence with the one before")

@@ -24,6 +24,18 @@ def scripted(monkeypatch):
     return step
 
 
+def test_steps_that_are_seldom_both_evaluated_and_saved_are_told(fresh):
+    from vall_e.config import Config
+    from vall_e.training import Training
+
+    def notes(evaluated, saved):
+        frequencies = [f"evaluation.frequency={evaluated}", f"trainer.save_frequency={saved}"]
+        return Training(Config.from_yaml(fresh / "config.yaml", overrides=frequencies), commands=False).notes()
+
+    assert notes(400, 100) == notes(0, 100) == []
+    assert "every 2000 steps" in notes(400, 250)[0]
+
+
 @pytest.mark.parametrize("adapted", [False, True])
 def test_the_best_is_named_and_speaks(train, prepared, fresh, scripted, monkeypatch, adapted):
     from vall_e.training import Training

@@ -152,6 +152,13 @@ def test_an_older_checkpoint_can_be_gone_back_to(make_trainer, tmp_path):
     new = make_trainer(until=3, checkpoints=None, log_dir=None, resume=start)
     new.run()
     assert new.steps_this_run == 1
+    with pytest.raises(CheckpointError, match="none/4 cannot be used"):
+        make_trainer(checkpoints=CheckpointStore(tmp_path / "none"), resume=trainloop.Resume(step=4)).run()
+    for step in (2, 4, 5):
+        (store.dir / str(step) / "rng.pth").unlink()
+    start = trainloop.Resume(init_from=store.dir)
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint to start from(.|\n)*rng\.pth is missing"):
+        make_trainer(checkpoints=None, resume=start).run()
 
 
 def test_one_engine_starts_from_one_of_another_name(make_trainer, make_engine, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,6 +125,12 @@ class Training:
             )
         if more := [t for t in self.tasks if t not in self.cfg.dataset.tasks_list]:
             lines.append(f"trained beside dataset.tasks_list, by models[].capabilities: {', '.join(more)}")
+        often = self.cfg.evaluation.frequency, self.cfg.trainer.save_frequency
+        if self.cfg.trainer.keep_best_checkpoints and often[0] and (both := math.lcm(*often)) > max(often):
+            lines.append(
+                f"the best checkpoint is looked for every {both} steps and at the end alone: evaluation.frequency is "
+                f"{often[0]}, trainer.save_frequency {often[1]}"
+            )
         if self.data.without_codec:
             lines.append(f"nothing will be synthesised: {self.data.without_codec}")
         if self.cfg.dataset.validate_samples and (bad := self.data.unreadable()):

@@ -116,7 +116,7 @@ class CheckpointStore:
             CheckpointError: the one of `step` is not there, or not complete.
         """
         self.rejected = []
-        if step is not None and self.steps():
+        if step is not None:
             found = self.open(step)
             self.rejected = [(self.dir / str(s), f"step {step} is asked for") for s in self.steps() if s > step]
             return found

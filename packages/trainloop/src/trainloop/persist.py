@@ -211,7 +211,8 @@ def find_checkpoint(
             source = CheckpointStore(place, save=store.save, load=store.load, suffix=store.suffix)
         found = source.newest() if not inside else source.open(int(folder.name))
         if found is None:
-            raise CheckpointError(f"{folder} holds no complete checkpoint to start from")
+            listed = "".join(f"\n  {path}: {why}" for path, why in source.rejected)
+            raise CheckpointError(f"{folder} holds no complete checkpoint to start from{listed}")
     assert found is not None
     return source, found, False
 

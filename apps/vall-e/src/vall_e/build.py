@@ -77,7 +77,7 @@ def trained_by(cfg: Config, spec: ModelSpec) -> tuple[list[str], list[int]]:
     """
     able, given = cfg.model.capabilities, list(cfg.dataset.tasks_list)
     able_levels = [level for level in range(spec.levels) if ("nar" if level else "ar") in able]
-    tasks = [t for t in given if able_levels or t in WITHOUT_LEVELS]
+    tasks: list[str] = [t for t in given if able_levels or t in WITHOUT_LEVELS]
     tasks += [t for t in able if t in WITHOUT_LEVELS and t not in given]
     chances = spec.level_probabilities()
     if spec.delay:

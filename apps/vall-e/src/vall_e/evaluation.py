@@ -128,8 +128,8 @@ class Evaluator:
                         loss = self.model.loss(part, level=levels[name])
                     sums[name] += float(loss) * len(part)
         means = {name: total / max(1, len(samples)) for name, total in sums.items()}
-        loss = float(np.mean([means[name] for name in levels or means]))
-        return {f"{split}.loss": loss} | {f"{split}.{name}": mean for name, mean in means.items()}
+        mean_of_all = float(np.mean([means[name] for name in levels or means]))
+        return {f"{split}.loss": mean_of_all} | {f"{split}.{name}": mean for name, mean in means.items()}
 
     def speak(self, entries: Sequence[Entry], *, seed: int = 0, **options: Any) -> list[Spoken]:
         """Synthesise utterances of the dataset, each with a prompt of its speaker."""

@@ -26,6 +26,15 @@ def test_each_kind_of_picture(run, name, start):
     assert [p.name for p in (run / "new").iterdir()] == [name]
 
 
+def test_tasks_are_drawn_beside_levels(run):
+    rows = [{"kind": "step", "step": 1, "loss.stt": 3.0}, {"kind": "eval", "step": 1, "val.nar-len": 2.0}]
+    (run / "logs/start/metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert plot.main([str(run), "--out", str(run / "a.svg")]) == 0
+    drawn = (run / "a.svg").read_text()
+    assert "train, stt" in drawn
+    assert "validation, nar-len" in drawn
+
+
 def test_what_cannot_be_written_is_one_line(run, capsys):
     (run / "file").touch()
     for out, message in (("a.xyz", "a picture is written as .png, .svg or .html"), ("file/a.png", "file")):

@@ -136,7 +136,10 @@ def test_a_file_without_its_option_leaves_nothing_behind(tmp_path, run):
 
 
 def test_what_is_wrong_with_a_run_is_one_line(fresh, run):
-    for override, words in (("device=cuda:99", "cannot be used here"), ("evaluation.kwargs={temprature: 1}", "temperature")):
+    for override, words in (
+        ("device=cuda:99", "cannot be used here"),
+        ("evaluation.kwargs={temprature: 1}", "temperature"),
+    ):
         code, _, err = run("train", "--yaml", "config.yaml", override, cwd=fresh)
         assert code == 1
         assert err.startswith("vall-e-train: ")

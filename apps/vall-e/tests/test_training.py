@@ -217,8 +217,9 @@ def test_levels_that_the_model_is_not_to_be_capable_of_are_not_trained(train, fr
 
 def test_a_run_of_other_tasks_alone_is_measured_by_them(train, fresh):
     training, _ = train(fresh, 3, "dataset.tasks_list=[stt]", "models.0.capabilities=[ar, nar, len]")
-    assert training.tasks == ["stt", "len"]
+    assert set(training.tasks) == {"stt", "len"}
     assert "trained beside dataset.tasks_list, by models[].capabilities: len" in training.notes()
+    assert training.tasks.count("len") / len(training.tasks) == 0.1
     losses = training.evaluator.losses("val", 4)
     assert losses.keys() == {"val.loss", "val.stt", "val.len"}
     assert losses["val.loss"] == pytest.approx((losses["val.stt"] + losses["val.len"]) / 2)
@@ -279,6 +280,14 @@ def test_flags_that_contradict_the_weights_are_named_with_the_remedy(train, prep
         name = "size.heads" if flag == "size" else flag
         with pytest.raises(ValueError, match=f"made with .* instead of .*Set models.0.{name}: {held}"):
             train(fresh, 3, path, "models.0.name=tuned", f"models.0.{flag}={value}")
+
+
+def test_flags_that_are_left_out_are_those_of_the_weights(train, fresh):
+    flags = "{length_offset: 1, unified_position_ids: true}"
+    base, _ = train(fresh, 3, f"models.0.experimental={flags}", "models.0.name=base")
+    tuned, _ = train(fresh, 3, f"models.0.path={base.weights_path}", "models.0.name=tuned")
+    assert (tuned.spec.length_offset, tuned.spec.unified_position_ids) == (1, True)
+    assert load_weights(tuned.weights_path).model.spec.length_offset == 1
 
 
 def test_an_anomaly_names_the_operation(train, fresh, monkeypatch):

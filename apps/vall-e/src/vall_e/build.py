@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,10 @@ def spec_of(cfg: Config, data: DatasetOf) -> ModelSpec:
     at = cfg.models.index(cfg.model)
     entry = cfg.to_state()["models"][at]
     spec = ModelSpec.from_config(entry)
+    if cfg.model.path is not None:  # a flag that the configuration leaves out is that of the weights
+        left_out = [f for f in _FLAGS if cfg.source_of(f"models.{at}.experimental.{f}") == "default"]
+        held = load_weights(cfg.model.path).model.spec
+        spec = replace(spec, **{f: getattr(held, f) for f in left_out})
     given = entry["size"] if isinstance(entry["size"], dict) else {}
     info = data.info
     if info is not None:
@@ -69,8 +74,8 @@ def spec_of(cfg: Config, data: DatasetOf) -> ModelSpec:
 def trained_by(cfg: Config, spec: ModelSpec) -> tuple[list[str], list[int]]:
     """The tasks that a run draws from, and the levels at which those of speech are trained.
 
-    The capabilities say which levels: `ar` is level 0, `nar` those above it; `stt`, `len` and `nar-len` among them are
-    tasks like those of `dataset.tasks_list`.
+    The capabilities say which levels: `ar` is level 0, `nar` those above it. `stt`, `len` and `nar-len` among them are
+    tasks too, each drawn one time in ten where `dataset.tasks_list` does not have it.
 
     Raises:
         ValueError: nothing is left to train, or a level is named that the model does not have.
@@ -78,7 +83,10 @@ def trained_by(cfg: Config, spec: ModelSpec) -> tuple[list[str], list[int]]:
     able, given = cfg.model.capabilities, list(cfg.dataset.tasks_list)
     able_levels = [level for level in range(spec.levels) if ("nar" if level else "ar") in able]
     tasks: list[str] = [t for t in given if able_levels or t in WITHOUT_LEVELS]
-    tasks += [t for t in able if t in WITHOUT_LEVELS and t not in given]
+    more = [t for t in able if t in WITHOUT_LEVELS and t not in given]
+    if tasks and more:
+        tasks *= math.ceil((10 - len(more)) / len(tasks))
+    tasks += more
     chances = spec.level_probabilities()
     if spec.delay:
         if cfg.lora is not None and cfg.lora.rvq_levels:

@@ -131,6 +131,10 @@ _HYPERPARAMETERS: dict[str, Target] = {
 }
 
 _EVALUATION: dict[str, Target] = {
+    "kwargs.ar_temperature": "evaluation.kwargs.temperature",
+    "kwargs.max_steps": "evaluation.kwargs.steps",
+    "kwargs.min_ar_temperature": "evaluation.kwargs.min_temperature",
+    "kwargs.top_no": "evaluation.kwargs.top_n_sigma",
     "load_disabled_engines": _gone(*_FLAG),
     "noise": _gone(*_FLAG),
 }

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import stateio
 
+_PREDICTED = re.compile(r"level\d+|stt|len|nar-len")
 SUFFIXES = (".png", ".svg", ".html")
 
 
 def plot_losses(logs: Path, out: Path) -> bool:
-    """Draw train and validation loss per level, over every run below `logs`, into a .png, .svg or .html.
+    """Draw train and validation loss of each level and task, over every run below `logs`, into a .png, .svg or .html.
 
     Returns:
         Whether there was anything to draw.
@@ -28,31 +30,31 @@ def plot_losses(logs: Path, out: Path) -> bool:
     from matplotlib import pyplot as plt
     from trainloop import read_metrics
 
-    train: dict[int, dict[int, float]] = {}
-    val: dict[int, dict[int, float]] = {}
+    train: dict[str, dict[int, float]] = {}
+    val: dict[str, dict[int, float]] = {}
     for path in sorted(logs.glob("*/metrics.jsonl")):
         for row in read_metrics(path):
             for key, value in row.items():
-                name, _, level = key.partition(".level")
-                if not level.isdigit() or not isinstance(value, float):
+                split, _, what = key.rpartition(".")
+                if not _PREDICTED.fullmatch(what) or not isinstance(value, float):
                     continue
                 if row["kind"] == "step":
-                    train.setdefault(int(level), {})[row["step"]] = value
-                elif row["kind"] == "eval" and name == "val":
-                    val.setdefault(int(level), {})[row["step"]] = value
+                    train.setdefault(what, {})[row["step"]] = value
+                elif row["kind"] == "eval" and split == "val":
+                    val.setdefault(what, {})[row["step"]] = value
     if not train and not val:
         return False
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for level in sorted(train.keys() | val.keys()):
-        color = f"C{level}"
-        points = sorted(train.get(level, {}).items())
+    for i, what in enumerate(sorted(train.keys() | val.keys())):
+        color, name = f"C{i}", what.replace("level", "level ")
+        points = sorted(train.get(what, {}).items())
         if points:
             axes.plot(*zip(*points, strict=True), color=color, alpha=0.2, linewidth=0.8)
-            axes.plot(*zip(*_smooth(points), strict=True), color=color, label=f"train, level {level}")
-        points = sorted(val.get(level, {}).items())
+            axes.plot(*zip(*_smooth(points), strict=True), color=color, label=f"train, {name}")
+        points = sorted(val.get(what, {}).items())
         if points:
-            axes.plot(*zip(*points, strict=True), "o--", color=color, label=f"validation, level {level}")
-    axes.set(xlabel="optimizer step", ylabel="cross-entropy (nats)", title="Loss per codebook level")
+            axes.plot(*zip(*points, strict=True), "o--", color=color, label=f"validation, {name}")
+    axes.set(xlabel="optimizer step", ylabel="cross-entropy (nats)", title="Loss of each codebook level and task")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(ncols=2, fontsize=8)

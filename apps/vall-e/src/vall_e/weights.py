@@ -69,16 +69,6 @@ def weights_file(
     return {"module": tensors, "config": spec.to_config(), "stats": stats, "userdata": userdata}
 
 
-def module_of(path: str | Path) -> dict[str, Tensor]:
-    """The model's tensors in a file of weights, without those of the codec.
-
-    Raises:
-        WeightsError: the file is missing or holds no model.
-        stateio.StateFileError: the file is damaged.
-    """
-    return _read(_file_in(Path(path)))[0]
-
-
 def load_weights(
     path: str | Path,
     device: str | torch.device = "cpu",

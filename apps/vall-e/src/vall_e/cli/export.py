@@ -58,9 +58,10 @@ def _export(args: argparse.Namespace) -> str:
     if args.layout == "llama":
         from vall_e.hf import export_llama
 
+        folder = export_llama(voice.model, args.out)
         return (
-            f"{export_llama(voice.model, args.out)}: a folder that transformers' LlamaForCausalLM loads. The biases of its "
-            "head, which llama has no place for, lie in vall_e.safetensors: add classifiers.proj.0.bias to the last logits"
+            f"{folder}: a folder that transformers' LlamaForCausalLM loads. Llama has no place for the biases of the "
+            "head: add classifiers.proj.0.bias of vall_e.safetensors to its last logits"
         )
     held = weights_file(
         tensors,

@@ -18,6 +18,8 @@ from vall_e.model.sequence import Batch, Request, Sample, head_of, lay_out
 from vall_e.model.spec import LENGTH_DIGITS
 
 _MODALITIES = ("ar", "ar+nar", "nar-len", "delay")
+_OTHERS = ("nar_temperature", "beam_width", "cfg_strength", "cfg_rescale", "steps", "seed", "max_frames", "frames")
+"""Options of `generate` beside those of `Sampling`."""
 _NULL_PHONES = np.array([1, 2])  # <s> and </s>
 
 
@@ -138,8 +140,8 @@ def sampling_of(options: dict[str, Any]) -> Sampling:
     known = [f.name for f in fields(Sampling)]
     for name in options:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f" (known: {', '.join(known)})"
+            close = difflib.get_close_matches(name, [*known, *_OTHERS], n=1)
+            hint = f"; did you mean {close[0]}?" if close else f" (known: {', '.join([*known, *_OTHERS])})"
             raise ValueError(f"unknown option of the synthesis: {name}{hint}")
     return Sampling(**options)
 

@@ -26,7 +26,7 @@ from vall_e.model.model import Loss
 from vall_e.model.sequence import Batch
 from vall_e.plot import plot_losses
 from vall_e.schedule import Schedule
-from vall_e.weights import weights_file
+from vall_e.weights import present, weights_file
 
 _OF_A_CALL = ("seed", "max_frames", "modality")
 """Of `evaluation.kwargs`, what each call of synthesis says for itself."""
@@ -50,7 +50,7 @@ class Training:
     def __init__(self, cfg: Config, *, commands: bool = True) -> None:
         self.cfg = cfg
         self._check_folders()
-        device = _present(cfg.torch_device())
+        device = str(present(cfg.torch_device()))
         self.data = DatasetOf(cfg)
         self.codec, self.splits = self.data.codec, self.data.splits
         self.spec = spec_of(cfg, self.data)
@@ -436,21 +436,6 @@ class Training:
         if distkit.is_leader():
             plot_losses(self.cfg.rel_path / "logs", self.plot_path)
         return result
-
-
-def _present(device: str) -> str:
-    """The device, which has to be here.
-
-    Raises:
-        ValueError: it is not.
-    """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(
-            f"device: {device!r} cannot be used here: {str(e).splitlines()[0]}; `auto` takes what there is"
-        ) from e
-    return device
 
 
 def _module_in(path: Path) -> dict[str, torch.Tensor]:

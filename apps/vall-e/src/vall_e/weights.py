@@ -107,7 +107,7 @@ def load_weights(
         from vall_e.adapter import applied
 
         model = _model_of(path, applied(model.float(), Path(lora), lora_strength), spec)
-    model.to(_device(device), getattr(torch, dtype)).requires_grad_(True)
+    model.to(present(device), getattr(torch, dtype)).requires_grad_(True)
     userdata = held.get("userdata") or {}
     return Voice(
         model=model.eval(),
@@ -140,7 +140,7 @@ def _model_of(path: Path, tensors: dict[str, Tensor], spec: ModelSpec) -> VallE:
     return model
 
 
-def _device(name: str | torch.device) -> torch.device:
+def present(name: str | torch.device) -> torch.device:
     """A device that is here.
 
     Raises:
@@ -149,7 +149,7 @@ def _device(name: str | torch.device) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"device {name}: not to be had on this machine: {str(e).splitlines()[0]}") from e
+        raise ValueError(f"device: {str(name)!r} cannot be used here: {str(e).splitlines()[0]}") from e
 
 
 def _file_in(path: Path) -> Path:

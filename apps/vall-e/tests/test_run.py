@@ -122,6 +122,7 @@ def test_an_interrupt_while_it_starts_is_one_line(fresh, start, tmp_path_factory
     hook = tmp_path_factory.mktemp("hook")
     (hook / "sitecustomize.py").write_text(
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background ignores it
         "class Interrupt:\n"
         "    def find_spec(self, name, *_):\n"
         "        if name == 'vall_e.training':\n"

@@ -26,8 +26,8 @@ def speaker_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="compile the steps of level 0, for processes that speak for minutes: it takes half a minute, and gains half "
-        "as much again with a small model on a CPU, nothing with a large one",
+        help="compile the steps of level 0, for processes that speak for minutes: it takes half a minute, and gains "
+        "half as much again with a small model on a CPU, nothing with a large one",
     )
 
 

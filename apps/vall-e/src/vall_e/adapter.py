@@ -85,8 +85,7 @@ def export(path: Path, out: Path, dtype: str) -> int:
 
 def is_adapter(path: Path) -> bool:
     """Whether a file of weights is an adapter."""
-    held = stateio.load(path)
-    return isinstance(held, dict) and "lora" in held
+    return "lora" in stateio.inspect(path).metadata
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from vall_e.model.attention import leave_uncompiled
 from vall_e.model.model import VallE
 from vall_e.model.spec import ModelSpec
 from vall_e.tokenizer import conflict
-from vall_e.weights import Voice, load_weights
+from vall_e.weights import Voice, load_weights, spec_in
 
 BLOCKS = wrapkit.Policy(["model.layers"])
 """The transformer's blocks: what is checkpointed, quantised and adapted."""
@@ -45,7 +45,7 @@ def spec_of(cfg: Config, data: DatasetOf) -> ModelSpec:
     spec = ModelSpec.from_config(entry)
     if cfg.model.path is not None:  # a flag that the configuration leaves out is that of the weights
         left_out = [f for f in _FLAGS if cfg.source_of(f"models.{at}.experimental.{f}") == "default"]
-        held = load_weights(cfg.model.path).model.spec
+        held = spec_in(cfg.model.path)
         spec = replace(spec, **{f: getattr(held, f) for f in left_out})
     given = entry["size"] if isinstance(entry["size"], dict) else {}
     info = data.info

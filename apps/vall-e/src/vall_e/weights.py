@@ -97,11 +97,7 @@ def load_weights(
     """
     path = _file_in(Path(path))
     tensors, codec, held = _read(path)
-    try:
-        spec = ModelSpec.from_config(config or held.get("config") or _config_near(path))
-        spec = spec.matching({name: tuple(t.shape) for name, t in tensors.items()})
-    except ValueError as e:
-        raise WeightsError(f"{path}: {str(e).removeprefix(f'{path}: ')}") from e
+    spec = _spec_of(path, tensors, config or held.get("config"))
     model = _model_of(path, tensors, spec)
     if lora is not None:
         from vall_e.adapter import applied
@@ -123,6 +119,25 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> VallE:
     model = load_weights(path, device).model
     lay_out_weights(model)
     return model
+
+
+def spec_in(path: str | Path) -> ModelSpec:
+    """What the model in a file of weights is, without making it.
+
+    Raises:
+        WeightsError, stateio.StateFileError: as of `load_weights`.
+    """
+    path = _file_in(Path(path))
+    tensors, _, held = _read(path)
+    return _spec_of(path, tensors, held.get("config"))
+
+
+def _spec_of(path: Path, tensors: dict[str, Tensor], config: dict[str, Any] | None) -> ModelSpec:
+    try:
+        spec = ModelSpec.from_config(config or _config_near(path))
+        return spec.matching({name: tuple(t.shape) for name, t in tensors.items()})
+    except ValueError as e:
+        raise WeightsError(f"{path}: {str(e).removeprefix(f'{path}: ')}") from e
 
 
 def _model_of(path: Path, tensors: dict[str, Tensor], spec: ModelSpec) -> VallE:
@@ -224,15 +239,10 @@ def _config_near(path: Path) -> dict[str, Any]:
             import yaml
 
             entries = (yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}).get("models") or ()
-            own = [e for e in entries if _folder_of(e) == path.parent.parent.name]
+            own = [e for e in entries if e.get("name", "ar+nar") == path.parent.parent.name]
             if own or len(entries) == 1:
                 return (own or entries)[0]
     raise WeightsError(
         f"{path}: the file holds no `config`, and neither an export beside it nor a config.yaml above it tells what "
         "model this is; give the model's entry of the YAML file: load_weights(path, config={...})"
     )
-
-
-def _folder_of(entry: dict[str, Any]) -> str:
-    """The folder under `ckpt/` that a model's checkpoints lie in."""
-    return str(entry.get("name", "ar+nar"))
